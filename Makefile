@@ -1,0 +1,38 @@
+# Everything a newcomer needs: `make demo`, `make test`. Both install into .venv what is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
+
+.PHONY: demo test test-slow check clean
+
+demo: $(VENV)/installed
+	$(BIN)/serpipe demo demo
+
+test: $(VENV)/installed-test check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: asked for by another package, pip would take the newest build with its GPU libraries.
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml infra/constraints.txt
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,227 @@
+"""The two codec libraries, each as one function: a path in, float32 frames at the file's own rate out.
+
+libsndfile is exact and fastest on PCM containers and on Ogg, where it also joins chained streams. It trusts the
+frame count of an MP3 or FLAC header and stops there, so those go to FFmpeg (PyAV) first: a header that claims too
+little would otherwise lose the rest of the recording without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import av
+    import soundfile
+
+Frames = NDArray[np.float32]
+
+BLOCK = 65_536
+"""Samples per channel handed on at a time: 1.4 s at 48 kHz, small beside what codecs buffer themselves."""
+
+_LONGEST_PACKET_S = 10.0
+
+_SNDFILE_FIRST = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"caff", b"NIST", b"OggS")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself before anything is decoded.
+
+    Attributes:
+        container: the demultiplexer's name, lower case.
+        codec: the codec's name, lower case.
+        sample_rate: Hz.
+        channels: number of channels of the audio track.
+        claimed_s: duration in seconds by the header; None where it states none.
+    """
+
+    container: str
+    codec: str
+    sample_rate: int
+    channels: int
+    claimed_s: float | None
+
+
+class Undecodable(Exception):
+    """This library cannot open the file, or found no audio in it."""
+
+
+class NoAudioTrack(Undecodable):
+    """The library opened the file, and there is no audio in it: a film without sound, a picture."""
+
+
+@dataclass(slots=True)
+class Track:
+    """An opened audio track.
+
+    Attributes:
+        header: what the file claims.
+        frames: yields `(sample_rate, float32 (channels, n))`; the rate and the channels may change on the way.
+        undecoded_s: seconds inside the track that the codec refused; silence keeps their place.
+        error: why decoding ended early; None while it has not.
+    """
+
+    header: Header
+    frames: Iterator[tuple[int, Frames]]
+    undecoded_s: float = 0.0
+    error: str | None = None
+
+
+def backends_for(path: str) -> tuple[str, str]:
+    """Which library to try first and second, by the file's first bytes, never by its name.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    return ("sndfile", "ffmpeg") if magic in _SNDFILE_FIRST else ("ffmpeg", "sndfile")
+
+
+def open_track(path: str, backend: str) -> Track:
+    """Open the first audio track of a file.
+
+    Args:
+        path: a local file.
+        backend: `sndfile` or `ffmpeg`.
+
+    Raises:
+        Undecodable: the library finds nothing it can decode, with its reason.
+    """
+    return _open_sndfile(path) if backend == "sndfile" else _open_ffmpeg(path)
+
+
+def _open_sndfile(path: str) -> Track:
+    import soundfile
+
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise Undecodable(_plain(error)) from error
+    # libsndfile marks an unknown length with a frame count near 2^63.
+    claimed = file.frames / file.samplerate if 0 < file.frames < 2**40 else None
+    header = Header(file.format.lower(), file.subtype.lower(), file.samplerate, file.channels, claimed)
+    track = Track(header, iter(()))
+    track.frames = _sndfile_frames(file, track)
+    return track
+
+
+def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[int, Frames]]:
+    import soundfile
+
+    # A read() loop, never blocks(): blocks() repeats stale audio when a header claims more than the file holds.
+    with file:
+        while True:
+            try:
+                block = file.read(BLOCK, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                track.error = _plain(error)
+                return
+            if not len(block):
+                return
+            yield file.samplerate, np.ascontiguousarray(block.T)
+
+
+def _open_ffmpeg(path: str) -> Track:
+    import av
+
+    try:
+        container = av.open(path, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise Undecodable(_plain(error)) from error
+    if not container.streams.audio:
+        container.close()
+        raise NoAudioTrack("the file has no audio track")
+    stream = container.streams.audio[0]
+    codec = stream.codec_context
+    if codec is None or (not codec.sample_rate and codec.name not in ("flac",)):
+        container.close()
+        raise Undecodable("the audio track has no sampling rate")
+    if stream.duration and stream.time_base:
+        claimed = float(stream.duration * stream.time_base)
+    else:
+        claimed = container.duration / av.time_base if container.duration else None
+    header = Header(
+        container.format.name.split(",")[0], codec.name, codec.sample_rate or 0, codec.channels, claimed
+    )
+    track = Track(header, iter(()))
+    track.frames = _ffmpeg_frames(container, stream, track)
+    return track
+
+
+def _ffmpeg_frames(
+    container: av.container.InputContainer, stream: av.AudioStream, track: Track
+) -> Iterator[tuple[int, Frames]]:
+    import av
+
+    fifo: av.AudioFifo | None = None
+    shape: tuple[int, str, str] | None = None
+    gap_s = 0.0
+
+    def drain() -> Iterator[tuple[int, Frames]]:
+        if fifo is not None and shape is not None and (frame := fifo.read(0, partial=True)) is not None:
+            yield shape[0], _samples(frame)
+
+    with container:
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, OSError) as error:
+                track.error = _plain(error)
+                break
+            if packet is None:
+                break
+            try:
+                frames = packet.decode()
+            except (av.FFmpegError, ValueError):
+                if packet.duration and packet.time_base:
+                    gap_s += min(float(packet.duration * packet.time_base), _LONGEST_PACKET_S)
+                continue
+            for frame in frames:
+                now = (frame.sample_rate, frame.format.name, frame.layout.name)
+                if now != shape or gap_s:
+                    yield from drain()
+                    fifo, shape = av.AudioFifo(), now
+                if gap_s:
+                    # What follows keeps its time; a tail that never decodes again is not part of the recording.
+                    track.undecoded_s += gap_s
+                    yield (
+                        frame.sample_rate,
+                        np.zeros((frame.layout.nb_channels, round(gap_s * frame.sample_rate)), np.float32),
+                    )
+                    gap_s = 0.0
+                frame.pts = None
+                assert fifo is not None
+                fifo.write(frame)
+            if fifo is not None and fifo.samples >= BLOCK:
+                yield from drain()
+        yield from drain()
+        if gap_s and track.error is None:
+            track.error = f"the last {gap_s:.2f} s cannot be decoded"
+
+
+def _samples(frame: av.AudioFrame) -> Frames:
+    """A decoded frame as float32 (channels, n), full scale at 1.0."""
+    array = frame.to_ndarray()
+    if not frame.format.is_planar:
+        array = np.ascontiguousarray(array.reshape(-1, frame.layout.nb_channels).T)
+    if array.dtype == np.float32:
+        return array
+    if array.dtype == np.uint8:
+        return (array.astype(np.float32) - 128) / 128
+    if np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
+    return array.astype(np.float32)
+
+
+def _plain(error: Exception) -> str:
+    """A library's reason without the path, which is the recording's own and may carry a signature."""
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return re.sub(r"Error opening .*?: ", "", text).strip().rstrip(".") or type(error).__name__

@@ -1,0 +1,190 @@
+"""Packs: units that travel together, one row of Arrow.
+
+Rows of equal size are what a scheduler can budget; that is why a row is a pack and not a segment. Everything a
+segment needs on its way to the store is in the row, the audio once, as float32 in one binary value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serpipe.audio.recording import Unit
+from serpipe.models.contract import SAMPLE_RATE
+from serpipe.store.schemas import ID, META, TIMESTAMP
+
+MOST_BYTES = 256 << 20
+"""Audio of one pack. A scheduler cannot split a row."""
+
+SEGMENT = pa.struct(
+    [
+        pa.field("segment_id", ID),
+        pa.field("recording_id", ID),
+        pa.field("unit", pa.int32()),  # index into the pack's units
+        pa.field("channel", pa.int32()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("short", pa.bool_()),
+        pa.field("rms", pa.float32()),
+        pa.field("peak", pa.float32()),
+        pa.field("clipping", pa.float32()),
+        pa.field("speech", pa.float32()),
+        pa.field("snr_db", pa.float32()),
+        pa.field("meta", META),
+        pa.field("offset", pa.int64()),  # first sample within the pack's audio
+        pa.field("length", pa.int64()),  # samples
+    ]
+)
+
+UNIT = pa.struct(
+    [
+        pa.field("recording_id", ID),
+        pa.field("uri", pa.string()),
+        pa.field("unit", pa.int32()),
+        pa.field("final", pa.bool_()),
+        pa.field("status", pa.string()),  # labelled, empty, failed, or open: failed for now, not settled
+        pa.field("new", pa.bool_()),  # its segments are not in the store yet
+        pa.field("todo", pa.list_(pa.string())),  # models that have not settled it
+        pa.field("attempt", pa.int32()),
+    ]
+)
+
+RECORDING = pa.struct(
+    [
+        pa.field("recording_id", ID),
+        pa.field("uri", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("header_s", pa.float64()),
+        pa.field("claimed_s", pa.float64()),
+        pa.field("container", pa.string()),
+        pa.field("codec", pa.string()),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("channels", pa.int32()),
+        pa.field("verdict", pa.string()),
+        pa.field("undecoded_s", pa.float64()),
+        pa.field("codec_messages", pa.int32()),
+        pa.field("first_seen", TIMESTAMP),
+        pa.field("meta", META),
+    ]
+)
+
+FAILURE = pa.struct(
+    [
+        pa.field("recording_id", ID),
+        pa.field("segment_id", ID),
+        pa.field("uri", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("code", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("transient", pa.bool_()),
+        pa.field("attempt", pa.int32()),
+    ]
+)
+
+PACK = pa.schema(
+    [
+        pa.field("pack_id", pa.string()),
+        pa.field("audio", pa.large_binary()),
+        pa.field("units", pa.list_(UNIT)),
+        pa.field("segments", pa.list_(SEGMENT)),
+        pa.field("recordings", pa.list_(RECORDING)),
+        pa.field("failures", pa.list_(FAILURE)),
+    ]
+)
+"""One pack, one row."""
+
+
+class PackBuilder:
+    """Gathers units until a pack is full.
+
+    Args:
+        seconds: audio after which a pack is closed; a unit is never split.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._budget = min(int(seconds * SAMPLE_RATE), MOST_BYTES // 4)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._audio: list[NDArray[np.float32]] = []
+        self._samples = 0
+        self._rows: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in ("units", "segments", "recordings", "failures")
+        }
+
+    def add_unit(
+        self, row: dict[str, Any], unit: Unit | None = None, segments: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Append a unit and, where it has any, its audio and segments (without `unit` and `offset`)."""
+        place = len(self._rows["units"])
+        self._rows["units"].append(row)
+        if unit is None or not segments:
+            return
+        for clip, segment in zip(unit.clips, segments, strict=True):
+            segment |= {"unit": place, "offset": self._samples + clip.offset, "length": clip.length}
+        self._rows["segments"].extend(segments)
+        self._audio.extend(unit.audio)
+        self._samples += unit.samples
+
+    def add_recording(self, row: dict[str, Any]) -> None:
+        """Append a recording that decoded to its end."""
+        self._rows["recordings"].append(row)
+
+    def add_failure(self, row: dict[str, Any]) -> None:
+        """Append something that failed before any model."""
+        self._rows["failures"].append(row)
+
+    @property
+    def full(self) -> bool:
+        """Whether the pack should travel now."""
+        return self._samples >= self._budget
+
+    def would_burst(self, unit: Unit) -> bool:
+        """Whether a unit's audio would make the pack larger than any may be."""
+        return self._samples > 0 and (self._samples + unit.samples) * 4 > MOST_BYTES
+
+    def flush(self) -> Iterator[pa.Table]:
+        """The pack, if there is anything in it; the builder is empty afterwards."""
+        if not any(self._rows.values()):
+            return
+        audio = np.concatenate([*self._audio, np.zeros(0, np.float32)])
+        rows = self._rows
+        self._clear()
+        identity = hashlib.blake2b(digest_size=12)
+        for row in rows["units"]:
+            identity.update(row["recording_id"] + row["unit"].to_bytes(4, "little"))
+        columns = {
+            "pack_id": pa.array([identity.hexdigest()]),
+            "audio": binary(audio),
+            **{name: pa.array([rows[name]], PACK.field(name).type) for name in rows},
+        }
+        yield pa.Table.from_pydict(columns, schema=PACK)
+
+
+def binary(samples: NDArray[np.float32]) -> pa.LargeBinaryArray:
+    """Samples as one binary value, without a copy."""
+    offsets = pa.py_buffer(np.array([0, samples.nbytes], np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(samples)])
+
+
+def samples_of(pack: pa.Table) -> NDArray[np.float32]:
+    """The audio of a pack of one row, as a read-only view."""
+    return np.frombuffer(pack["audio"][0].as_buffer(), np.float32)
+
+
+def rows_of(pack: pa.Table, column: str) -> pa.Table:
+    """One of a pack's lists as a table, with the columns of its struct."""
+    values = pack[column].combine_chunks().flatten()
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    return pa.Table.from_struct_array(values)

@@ -1,0 +1,275 @@
+"""The decode stage: recordings in, packs out. Runs in anyone's Ray Data pipeline, and without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serpipe import ids
+from serpipe.audio.child import ChildDecoder, ChildDecoding, Limits
+from serpipe.audio.decode import DECODER_EPOCH, Channels
+from serpipe.audio.pack import PackBuilder
+from serpipe.audio.recording import LONGEST_SEGMENT_S, UNIT_S, Clip, Unit, units_of
+from serpipe.audio.segment import GivenSegment, parse_segmentation
+from serpipe.audio.source import local_copy
+from serpipe.audio.verdict import verdict
+from serpipe.errors import AudioError
+from serpipe.models.contract import SAMPLE_RATE
+
+
+def audio_fingerprint(segmentation: str, channels: Channels) -> str:
+    """What decides the segments and samples of a recording, as 16 hexadecimal digits.
+
+    Examples:
+        >>> audio_fingerprint("window:6/3", "mix") == audio_fingerprint("window:6.0/3.0", "mix")
+        True
+    """
+    return ids.fingerprint(
+        "audio", str(DECODER_EPOCH), str(parse_segmentation(segmentation)), channels, str(UNIT_S)
+    )
+
+
+class Decode:
+    """Decodes recordings, cuts them into segments and yields packs.
+
+    Args:
+        segmentation: `given`, `whole`, `window:6/3` or `vad`.
+        channels: `mix`, `first` or `split`.
+        speech: whether to run voice detection for each segment's speech share; `vad` always does.
+        pack_seconds: audio of a pack.
+        models: name to fingerprint of the models that will follow; a unit they have all settled is not emitted.
+        limits: what one file may cost.
+
+    Examples:
+        >>> import serpipe
+        >>> from serpipe.testing import write_speech
+        >>> import pathlib
+        >>> folder = pathlib.Path(write_speech(seconds=8.0)).parent
+        >>> decode = serpipe.Decode(segmentation="window:4/4")
+        >>> (pack,) = decode(serpipe.read_manifest(str(folder)))
+        >>> [(segment["start_s"], segment["end_s"]) for segment in pack["segments"][0].as_py()]
+        [(0.0, 4.0), (4.0, 8.0)]
+    """
+
+    def __init__(
+        self,
+        *,
+        segmentation: str = "vad",
+        channels: Channels = "mix",
+        speech: bool = True,
+        pack_seconds: float = 60.0,
+        models: dict[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._segmentation = parse_segmentation(segmentation)
+        self._channels = channels
+        self._speech = speech
+        self._seconds = pack_seconds
+        self._models = models or {}
+        self._audio = audio_fingerprint(segmentation, channels)
+        self._decoder = ChildDecoder(limits)
+
+    def __call__(self, recordings: pa.Table) -> Iterator[pa.Table]:
+        """Decode recordings.
+
+        Args:
+            recordings: rows of `serpipe.read_manifest`, or of a plan.
+
+        Yields:
+            Tables of one row of `serpipe.audio.pack.PACK`.
+        """
+        builder = PackBuilder(self._seconds)
+        for row in recordings.to_pylist():
+            yield from self._recording(row, builder)
+            if builder.full:
+                yield from builder.flush()
+        yield from builder.flush()
+
+    def _recording(self, row: dict[str, Any], builder: PackBuilder) -> Iterator[pa.Table]:
+        job = _Job(row, self._models, self._audio)
+        messages = self._decoder.messages
+        try:
+            given = job.given(builder)
+            with local_copy(job.uri, query=row.get("query"), size=row.get("size")) as path:
+                decoding = self._decoder.decode(path, self._channels)
+                outside: list[int] = []
+                for unit in units_of(
+                    job.listen(decoding),
+                    channels=decoding.channels,
+                    segmentation=self._segmentation,
+                    given=given,
+                    speech=self._speech,
+                    outside=outside,
+                ):
+                    if builder.would_burst(unit):
+                        yield from builder.flush()
+                    job.unit(builder, unit)
+                    if builder.full:
+                        yield from builder.flush()
+            if not decoding.outcome.samples:
+                raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
+            job.end(builder, decoding, outside, self._decoder.messages - messages)
+        except AudioError as error:
+            job.failed(builder, error)
+        except Exception as error:
+            # A fault of ours must cost this recording alone, not the read task's other recordings.
+            what = f"serpipe failed on this recording ({type(error).__name__}: {error})"
+            job.failed(builder, AudioError("INTERNAL_ERROR", what, transient=True))
+
+
+class _Job:
+    """One recording on its way into packs."""
+
+    def __init__(self, row: dict[str, Any], models: dict[str, str], audio: str) -> None:
+        self.uri: str = row["uri"]
+        self._row = row
+        self._id: bytes = row["recording_id"]
+        self._audio = audio
+        self._attempt = (row.get("attempts") or 0) + 1
+        settled = row.get("settled") or []
+        self._settled = {
+            (entry["unit"], entry["model"]) for entry in settled if models.get(entry["model"]) == entry["fp"]
+        }
+        self._stored = {entry["unit"] for entry in settled if entry["status"] != "failed"}
+        self._models = list(models)
+        self._next = 0
+        self._peak = 0.0
+        self._given: list[dict[str, Any]] = row.get("given") or []
+
+    def given(self, builder: PackBuilder) -> Sequence[GivenSegment]:
+        """The manifest's segments, those that no memory should hold left out with a reason."""
+        kept = []
+        for entry in self._given:
+            if entry["end_s"] is not None and entry["end_s"] - entry["start_s"] > LONGEST_SEGMENT_S:
+                error = AudioError(
+                    "SEGMENT_TOO_LONG", f"a given segment is longer than {LONGEST_SEGMENT_S // 60} minutes"
+                )
+                builder.add_failure(
+                    self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"])
+                )
+            else:
+                kept.append(entry)
+        self._given = kept
+        return [GivenSegment(entry["start_s"], entry["end_s"], entry["channel"]) for entry in kept]
+
+    def listen(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """Passes blocks on and remembers how loud the recording gets."""
+        for block in blocks:
+            self._peak = max(self._peak, float(np.max(np.abs(block), initial=0.0)))
+            yield block
+
+    def unit(self, builder: PackBuilder, unit: Unit) -> None:
+        self._next = unit.number + 1
+        todo = self._todo(unit.number)
+        if self._models and not todo:
+            return
+        segments = [self._segment(unit, clip) for clip in unit.clips]
+        row = self._unit_row(
+            unit.number, final=unit.final, status="labelled" if segments else "empty", todo=todo
+        )
+        builder.add_unit(row, unit, segments)
+        if not row["new"]:
+            return
+        for segment in segments:
+            if segment["peak"] == 0.0:
+                error = AudioError("SEGMENT_SILENT", "every sample is zero; there is nothing to label")
+                builder.add_failure(
+                    self._failure(
+                        error,
+                        "segment",
+                        segment_id=segment["segment_id"],
+                        start_s=segment["start_s"],
+                        end_s=segment["end_s"],
+                    )
+                )
+
+    def end(self, builder: PackBuilder, decoding: ChildDecoding, outside: list[int], messages: int) -> None:
+        outcome, header = decoding.outcome, decoding.header
+        for index in outside:
+            entry = self._given[index]
+            error = AudioError(
+                "SEGMENT_OUTSIDE",
+                f"it starts at {entry['start_s']:.2f} s, the recording ends at {outcome.duration_s:.2f} s",
+            )
+            builder.add_failure(
+                self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"])
+            )
+        if self._row.get("known"):
+            return
+        builder.add_recording(
+            {
+                **{
+                    name: self._row.get(name)
+                    for name in ("recording_id", "uri", "size", "etag", "mtime_ns", "claimed_s", "meta")
+                },
+                "duration_s": outcome.duration_s,
+                "header_s": header.claimed_s,
+                "container": header.container,
+                "codec": header.codec,
+                "sample_rate": header.sample_rate,
+                "channels": header.channels,
+                "verdict": verdict(
+                    outcome, header_s=header.claimed_s, claimed_s=self._row.get("claimed_s"), peak=self._peak
+                ),
+                "undecoded_s": outcome.undecoded_s,
+                "codec_messages": messages,
+                "first_seen": datetime.now(UTC),
+            }
+        )
+
+    def failed(self, builder: PackBuilder, error: AudioError) -> None:
+        """The rest of the recording cannot be had: settled as failed, or left open when it may work later."""
+        status = "open" if error.transient else "failed"
+        row = self._unit_row(self._next, final=True, status=status, todo=self._todo(self._next))
+        builder.add_unit(row)
+        stage = "read" if error.code.startswith("RECORDING_") else "decode"
+        builder.add_failure(self._failure(error, stage))
+
+    def _todo(self, number: int) -> list[str]:
+        return [model for model in self._models if (number, model) not in self._settled]
+
+    def _unit_row(self, number: int, *, final: bool, status: str, todo: list[str]) -> dict[str, Any]:
+        return {
+            "recording_id": self._id,
+            "uri": self.uri,
+            "unit": number,
+            "final": final,
+            "status": status,
+            "new": number not in self._stored,
+            "todo": todo,
+            "attempt": self._attempt,
+        }
+
+    def _segment(self, unit: Unit, clip: Clip) -> dict[str, Any]:
+        segment, quality = clip.segment, clip.quality
+        return {
+            "segment_id": ids.segment_id(self._id, unit.channel, segment.start, segment.end, self._audio),
+            "recording_id": self._id,
+            "channel": unit.channel,
+            "start_s": segment.start / SAMPLE_RATE,
+            "end_s": segment.end / SAMPLE_RATE,
+            "short": segment.short,
+            "rms": quality.rms,
+            "peak": quality.peak,
+            "clipping": quality.clipping,
+            "speech": quality.speech,
+            "snr_db": quality.snr_db,
+            "meta": None if segment.given is None else self._given[segment.given]["meta"],
+        }
+
+    def _failure(self, error: AudioError, stage: str, **where: Any) -> dict[str, Any]:
+        return {
+            "recording_id": self._id,
+            "uri": self.uri,
+            "stage": stage,
+            "code": error.code,
+            "message": error.message,
+            "transient": error.transient,
+            "attempt": self._attempt,
+            **where,
+        }

@@ -1,0 +1,161 @@
+"""The catalogue: the recordings of a manifest, in parts that each fit in memory.
+
+A small manifest is read where the run starts, and Ray is not needed. A large one is a Ray Data job: its rows are
+shuffled by uri into parts, so that neither the manifest nor the recordings must fit into the driver. A manifest that
+has not changed since the last run is not read again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serpipe.manifest import (
+    ROWS,
+    Listings,
+    Manifest,
+    Part,
+    bad_rows_error,
+    collapse,
+    mark_duplicates,
+    read_rows,
+)
+from serpipe.manifest.schemas import RECORDINGS
+from serpipe.store import parquet, runs
+from serpipe.store.storage import Storage
+
+IN_PROCESS_BYTES = 64 << 20
+"""Bytes of a manifest's parts up to which it is read without Ray: some half a million rows."""
+
+PART_BYTES = 32 << 20
+"""Bytes of manifest behind one part of a catalogue made by Ray."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The recordings of a manifest.
+
+    Attributes:
+        parts: read one part each, a table of `serpipe.manifest.schemas.RECORDINGS`.
+        bad: rows that cannot be used, of `ROWS`.
+    """
+
+    parts: tuple[Callable[[], pa.Table], ...]
+    bad: pa.Table
+
+
+def is_small(manifest: Manifest) -> bool:
+    """Whether a manifest is read in this process."""
+    if manifest.format in ("folder", "glob"):
+        return True
+    return sum(part.size or 0 for part in manifest.parts) <= IN_PROCESS_BYTES
+
+
+def read_here(manifest: Manifest) -> Catalogue:
+    """Read a small manifest in this process."""
+    rows = mark_duplicates(read_rows(manifest))
+    bad = rows.filter(pc.is_valid(rows["error"]))
+    recordings = collapse(rows)
+    return Catalogue((lambda: recordings,), bad)
+
+
+def unchanged(storage: Storage, manifest: Manifest) -> Catalogue | None:
+    """The catalogue that an earlier run made of the very same manifest; None where there is none."""
+    if manifest.fingerprint is None:
+        return None
+    for run in reversed(runs.load(storage)):
+        if run.asked.get("manifest_fingerprint") == manifest.fingerprint:
+            catalogue = _stored(storage, run.run_id)
+            if catalogue.parts:
+                return catalogue
+    return None
+
+
+def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
+    """Read a large manifest with Ray Data; the parts go to `runs/RUN/catalogue/`. Ray must be running."""
+    import ray.data
+
+    from serpipe.engine.pipeline import TASK_RETRIES
+    from serpipe.engine.preflight import LIGHT_CPUS
+
+    size = sum(part.size or 0 for part in manifest.parts)
+    buckets = max(2, size // PART_BYTES)
+    dataset = ray.data.read_datasource(
+        _source(manifest, buckets),
+        num_cpus=LIGHT_CPUS,
+        override_num_blocks=len(manifest.parts),
+        ray_remote_args={"max_retries": TASK_RETRIES},
+    )
+    root = storage.root
+    folded = dataset.groupby("bucket").map_groups(
+        lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=LIGHT_CPUS
+    )
+    folded.materialize()
+    return _stored(storage, run)
+
+
+def check(catalogue: Catalogue, *, skip_bad_rows: bool) -> None:
+    """Refuse a manifest with rows that cannot be used, before any work starts.
+
+    Raises:
+        UsageError: naming the first rows and what is wrong with them.
+    """
+    if catalogue.bad.num_rows and not skip_bad_rows:
+        raise bad_rows_error(catalogue.bad)
+
+
+def _source(manifest: Manifest, buckets: int) -> Any:
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class ManifestSource(Datasource):
+        def estimate_inmemory_data_size(self) -> int:
+            return sum(part.size or 0 for part in manifest.parts)
+
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        ) -> list[ReadTask]:
+            return [
+                ReadTask(
+                    _reader(manifest, part, buckets),
+                    BlockMetadata(num_rows=None, size_bytes=part.size, input_files=None, exec_stats=None),
+                )
+                for part in manifest.parts
+            ]
+
+    return ManifestSource()
+
+
+def _reader(manifest: Manifest, part: Part, buckets: int) -> Callable[[], Iterable[pa.Table]]:
+    def read() -> Iterator[pa.Table]:
+        listings = Listings()
+        for rows in manifest.read(part):
+            keys = [zlib.crc32(uri.encode()) % buckets if uri else 0 for uri in rows["uri"].to_pylist()]
+            yield listings.stat(rows).append_column("bucket", pa.array(keys, pa.int32()))
+
+    return read
+
+
+def _fold(rows: pa.Table, root: str, run: str) -> pa.Table:
+    bucket = rows["bucket"][0].as_py()
+    marked = mark_duplicates(rows.select(ROWS.names).cast(ROWS))
+    bad = marked.filter(pc.is_valid(marked["error"]))
+    storage = Storage(root)
+    # Named by their bucket, so that a task that runs twice writes the same objects.
+    parquet.write(storage, f"runs/{run}/catalogue/{bucket:05d}.parquet", collapse(marked), RECORDINGS, {})
+    if bad.num_rows:
+        parquet.write(storage, f"runs/{run}/bad-rows/{bucket:05d}.parquet", bad, ROWS, {})
+    return pa.table({"bucket": pa.array([bucket], pa.int32())})
+
+
+def _stored(storage: Storage, run: str) -> Catalogue:
+    def reader(name: str) -> Callable[[], pa.Table]:
+        return lambda: parquet.read(storage, [name], RECORDINGS)
+
+    bad = parquet.read(storage, storage.list(f"runs/{run}/bad-rows/"), ROWS)
+    return Catalogue(tuple(reader(name) for name in storage.list(f"runs/{run}/catalogue/")), bad)

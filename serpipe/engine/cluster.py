@@ -1,0 +1,85 @@
+"""The cluster a run works on: joined where there is one, started on this machine where there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray warns at every start of a pool about restarts that never happen to it (ray#53727).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""Of a cluster that is started here: silent, and no telemetry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a cluster has.
+
+    Attributes:
+        cpus: CPU cores.
+        gpus: GPUs.
+        object_store_bytes: object store of all nodes.
+    """
+
+    cpus: float
+    gpus: float
+    object_store_bytes: float
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keeps what Ray's native part writes at its start off the terminal, unless the start fails."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(before, kept.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[Cluster]:
+    """Use a cluster for the length of a `with` block.
+
+    Args:
+        address: of a running cluster; None joins the one this process is in or `RAY_ADDRESS` names, or starts one on
+            this machine and ends it afterwards.
+    """
+    started = not ray.is_initialized()
+    if started:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        local = not (address or os.environ.get("RAY_ADDRESS"))
+        options = {"include_dashboard": False} if local else {"address": address}
+        with _quiet_start():
+            ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+    # Ray Data tells its plan and its operators at every run; progress is ours, errors come through.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+            object_store_bytes=resources.get("object_store_memory", 0.0),
+        )
+    finally:
+        if started:
+            ray.shutdown()

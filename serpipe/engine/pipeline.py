@@ -1,0 +1,166 @@
+"""The road of a pack through Ray Data: plan, decoders, model pools, sink."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from serpipe.audio.child import Limits
+from serpipe.audio.decode import Channels
+from serpipe.audio.pack import rows_of, samples_of
+from serpipe.audio.stage import Decode
+from serpipe.engine.preflight import ACTOR_CPUS, LIGHT_CPUS
+from serpipe.engine.progress import Board
+from serpipe.engine.sink import StoreSink
+from serpipe.engine.source import PlanSource
+from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.registry import ModelRef
+from serpipe.models.stage import Predict
+
+TASK_RETRIES = 2
+"""How often a task or an actor's call is tried again after its worker died. Ray's own default is for ever."""
+
+NO_PROGRESS_S = 7200.0
+"""Seconds without any block after which Ray gives a run up; nodes of a spot market take their time to come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One pool of model actors.
+
+    Attributes:
+        models: what each of its actors hosts.
+        actors: how many.
+        cores: CPU cores of one actor; 0 beside a GPU.
+        gpus: GPUs of one actor.
+    """
+
+    models: tuple[ModelRef, ...]
+    actors: int
+    cores: int
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """How a run is spread over a cluster, and how it decodes.
+
+    Attributes:
+        decoders: decode actors.
+        pools: model pools, in the order a pack passes them.
+        segmentation: how recordings are cut.
+        channels: which channels are labelled.
+        speech: whether each segment's speech share is measured.
+        embeddings: `utterance`, `frame` or `none`.
+        pack_seconds: audio of a pack.
+        limits: what one file may cost.
+    """
+
+    decoders: int
+    pools: tuple[Pool, ...]
+    segmentation: str
+    channels: Channels
+    speech: bool
+    embeddings: str
+    pack_seconds: float
+    limits: Limits
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Every model's name and fingerprint."""
+        return {model.name: model.fp for pool in self.pools for model in pool.models}
+
+
+class _Predict(Predict):
+    """The model stage that tells the board what it has labelled."""
+
+    def __init__(self, models: list[ModelRef], *, board: Board, **options: Any) -> None:
+        super().__init__(models, **options)
+        self._board = board
+
+    def __call__(self, pack: pa.Table) -> pa.Table:
+        segments = rows_of(pack, "segments")
+        labelled = super().__call__(pack)
+        if not self.keeps_audio:
+            self._board.add(audio_s=len(samples_of(pack)) / SAMPLE_RATE, segments=segments.num_rows)
+        return labelled
+
+
+def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -> None:
+    """Run the pipeline to its end. That Ray returns says nothing: the caller compares the plan with the ledger."""
+    with _context(), warnings.catch_warnings():
+        # The bounded retries have no other name in Ray 2.60; see `_bounded`.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        dataset = ray.data.read_datasource(
+            source,
+            num_cpus=LIGHT_CPUS,
+            override_num_blocks=len(source.get_read_tasks(1)),
+            ray_remote_args={"max_retries": TASK_RETRIES},
+        )
+        dataset = dataset.map_batches(
+            Decode,
+            fn_constructor_kwargs={
+                "segmentation": stages.segmentation,
+                "channels": stages.channels,
+                "speech": stages.speech,
+                "pack_seconds": stages.pack_seconds,
+                "models": stages.models,
+                "limits": stages.limits,
+            },
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=ACTOR_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=stages.decoders),
+            **_bounded(),
+        )
+        for place, pool in enumerate(stages.pools):
+            dataset = dataset.map_batches(
+                _Predict,
+                fn_constructor_args=(list(pool.models),),
+                fn_constructor_kwargs={
+                    "board": board,
+                    "embeddings": stages.embeddings,
+                    "keep_audio": place + 1 < len(stages.pools),
+                    "threads": max(pool.cores, 1),
+                },
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=ACTOR_CPUS * pool.cores,
+                num_gpus=pool.gpus,
+                compute=ray.data.ActorPoolStrategy(size=pool.actors),
+                **_bounded(),
+            )
+        dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT_CPUS, "max_retries": TASK_RETRIES})
+
+
+def _bounded() -> dict[str, Any]:
+    """Retries of an actor's calls. Ray 2.60 takes them as keyword arguments that 2.64 will drop."""
+    return {"max_restarts": -1, "max_task_retries": TASK_RETRIES}
+
+
+@contextmanager
+def _context() -> Iterator[None]:
+    """Ray Data's settings for the length of a run; the caller's own are put back."""
+    context = ray.data.DataContext.get_current()
+    wanted = {
+        # A lost block is found by comparing plan and ledger; without this it would end the run.
+        "max_errored_blocks": -1,
+        "max_consecutive_actor_init_deaths": 3,
+        "execution_no_progress_timeout_s": NO_PROGRESS_S,
+        "enable_progress_bars": False,
+    }
+    before = {name: getattr(context, name) for name in wanted}
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)

@@ -1,0 +1,86 @@
+"""What a cluster must have before a run starts. Ray would not refuse: it would crawl, one block in ten seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serpipe.errors import UsageError
+
+STORE_SHARE = 0.5
+"""Share of the object store that Ray Data uses (`RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION`)."""
+
+RESERVED_SHARE = 0.5
+"""Share of that which is split evenly among the operators; the rest floats (ray.data ReservationOpResourceAllocator)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a pipeline holds from its first to its last second.
+
+    Attributes:
+        decoders: decode actors, one core each.
+        pools: for each model pool its actors and the cores and GPUs of one.
+        pack_bytes: audio of the largest usual pack.
+    """
+
+    decoders: int
+    pools: tuple[tuple[int, float, float], ...]
+    pack_bytes: int
+
+    @property
+    def cpus(self) -> float:
+        """CPUs held by actors."""
+        return ACTOR_CPUS * (self.decoders + sum(actors * cores for actors, cores, _ in self.pools))
+
+    @property
+    def gpus(self) -> float:
+        """GPUs held by actors."""
+        return sum(actors * gpus for actors, _, gpus in self.pools)
+
+
+ACTOR_CPUS = 0.9
+"""CPUs that an actor reserves for each core it uses; the tenth is where reads and writes find room."""
+
+LIGHT_CPUS = 0.05
+"""CPUs that a read or write task reserves: it waits for storage."""
+
+
+def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) -> None:
+    """Refuse what the cluster cannot carry.
+
+    Args:
+        need: what the pipeline holds.
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        object_store_bytes: object store of the cluster.
+
+    Raises:
+        UsageError: `CLUSTER_TOO_FEW_GPUS`, `CLUSTER_TOO_FEW_CPUS`, `CLUSTER_STORE_TOO_SMALL`.
+
+    Examples:
+        >>> need = Need(decoders=2, pools=((1, 0.0, 1.0), (1, 0.0, 1.0)), pack_bytes=20 << 20)
+        >>> check(need, cpus=4, gpus=1, object_store_bytes=1 << 30)
+        Traceback (most recent call last):
+        serpipe.errors.UsageError: CLUSTER_TOO_FEW_GPUS: the model pools hold 2 GPUs and the cluster has 1; put \
+models in one pool, or add GPUs
+    """
+    if need.gpus > gpus:
+        raise UsageError(
+            "CLUSTER_TOO_FEW_GPUS",
+            f"the model pools hold {need.gpus:g} GPUs and the cluster has {gpus:g}; put models in one pool, or add GPUs",
+        )
+    if need.cpus + 2 * LIGHT_CPUS > cpus:
+        raise UsageError(
+            "CLUSTER_TOO_FEW_CPUS",
+            f"decoders and model pools hold {need.cpus:.2g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, and the cluster has {cpus:g}; "
+            "use fewer with --decoders or --pool, or add CPUs",
+        )
+    operators = 3 + len(need.pools)
+    share = object_store_bytes * STORE_SHARE * RESERVED_SHARE / operators
+    if need.pack_bytes > share:
+        wanted = need.pack_bytes * operators / (STORE_SHARE * RESERVED_SHARE)
+        raise UsageError(
+            "CLUSTER_STORE_TOO_SMALL",
+            f"a pack holds {need.pack_bytes / 2**20:.0f} MiB of audio and a stage may hold {share / 2**20:.0f} MiB of "
+            f"the object store; give Ray at least {wanted / 2**20:.0f} MiB (--object-store-memory of `ray start`)",
+        )

@@ -1,0 +1,60 @@
+"""Read tasks of a frozen plan: each carries the plan's place and a row group, never a list of uris."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from serpipe.store import layout
+from serpipe.store.storage import Storage
+
+_ROW_BYTES = 400
+"""About what a recording weighs in a plan; the scheduler only wants the order of magnitude."""
+
+
+class PlanSource(Datasource):
+    """The recordings of a plan, one block a row group.
+
+    Args:
+        root: the store.
+        run: the run that froze the plan.
+        tasks: recordings of each row group.
+        queries: signed queries of each row group, for those that have any; they live in memory alone.
+    """
+
+    def __init__(self, root: str, run: str, tasks: list[int], queries: dict[int, pa.Array]) -> None:
+        super().__init__()
+        self._root, self._run, self._tasks, self._queries = root, run, tasks, queries
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all read blocks."""
+        return sum(self._tasks) * _ROW_BYTES
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task a row group; called several times, so it only counts."""
+        return [
+            ReadTask(
+                _reader(self._root, self._run, group, self._queries.get(group)),
+                BlockMetadata(num_rows=rows, size_bytes=rows * _ROW_BYTES, input_files=None, exec_stats=None),
+            )
+            for group, rows in enumerate(self._tasks)
+        ]
+
+
+def _reader(root: str, run: str, group: int, queries: pa.Array | None) -> Callable[[], Iterable[pa.Table]]:
+    def read() -> Iterable[pa.Table]:
+        storage = Storage(root)
+        with storage.fs.open(storage.path(layout.plan(run)), "rb") as file:
+            table = pq.ParquetFile(file).read_row_group(group)
+        if queries is not None:
+            table = table.append_column("query", queries)
+        yield table
+
+    return read

@@ -1,0 +1,116 @@
+"""Size, etag and time of change of recordings: from the manifest, or from one listing for each folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serpipe.errors import SerpipeError
+from serpipe.manifest import storage
+from serpipe.manifest.schemas import ROWS
+
+_AT_ONCE = 16
+_FEW = 4
+"""So few files of one folder are asked about one by one: a listing costs a request per thousand files."""
+
+_KEPT = 1_000_000
+_Names = dict[str, storage.Entry]
+
+
+class Listings:
+    """Listings of folders, kept from one batch of rows to the next.
+
+    Bounded: beyond a million names, the oldest folders are forgotten.
+    """
+
+    def __init__(self) -> None:
+        """Begin without any listing."""
+        self._folders: dict[str, _Names | None] = {}
+
+    def stat(self, rows: pa.Table) -> pa.Table:
+        """Fill `size`, `etag` and `mtime_ns` where a row has neither an etag nor both of the others.
+
+        Local files are asked one by one, web servers not at all. What does not exist stays empty: whoever
+        decodes it will say so. A fact that is looked up replaces one that the manifest gives.
+
+        Args:
+            rows: table of schema `ROWS`.
+
+        Returns:
+            The same rows, in their order.
+
+        Raises:
+            SerpipeError: MANIFEST_OUT_OF_REACH: a store that does not answer must not give its recordings new
+            ids.
+
+        Examples:
+            >>> Listings().stat(ROWS.empty_table()).num_rows
+            0
+        """
+        known = pc.or_(
+            pc.is_valid(rows["etag"]), pc.and_(pc.is_valid(rows["size"]), pc.is_valid(rows["mtime_ns"]))
+        )
+        asked = pc.and_(pc.invert(known), pc.and_(pc.is_valid(rows["uri"]), pc.is_null(rows["error"])))
+        if not pc.any(asked).as_py():
+            return rows
+        wanted = pc.if_else(asked, rows["uri"], pa.scalar(None, pa.string()))
+        coded = pa.concat_arrays(wanted.chunks).dictionary_encode()
+        entries = self._entries(coded.dictionary.to_pylist())
+        found = pa.array([entry is not None for entry in entries]).take(coded.indices)
+        for name, kind in (("size", pa.int64()), ("etag", pa.string()), ("mtime_ns", pa.int64())):
+            facts = pa.array([getattr(entry, name, None) for entry in entries], kind).take(coded.indices)
+            column = pc.if_else(pc.fill_null(found, False), facts, rows[name])
+            rows = rows.set_column(ROWS.get_field_index(name), ROWS.field(name), column)
+        return rows
+
+    def _entries(self, uris: list[str]) -> list[storage.Entry | None]:
+        remote = [uri for uri in uris if not storage.is_local(uri) and not storage.is_web(uri)]
+        wanted = Counter(map(storage.parent, remote))
+        folders = [f for f, count in wanted.items() if count > _FEW and f not in self._folders]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            self._folders.update(zip(folders, threads.map(_list, folders), strict=True))
+            single = [uri for uri in remote if self._folders.get(storage.parent(uri)) is None]
+            asked = dict(zip(single, threads.map(_ask, single), strict=True))
+        refused = [answer for answer in asked.values() if isinstance(answer, SerpipeError)]
+        # S3 refuses to say that a file is missing to those who may not list: only where nothing at all is
+        # answered are the credentials to blame.
+        if refused and not any(isinstance(answer, storage.Entry) for answer in asked.values()):
+            raise refused[0]
+        single_found = {uri: e for uri, e in asked.items() if isinstance(e, storage.Entry)}
+        entries = [single_found.get(uri) if uri in asked else self._look_up(uri) for uri in uris]
+        while len(self._folders) > 1 and sum(len(names or ()) for names in self._folders.values()) > _KEPT:
+            del self._folders[next(iter(self._folders))]
+        return entries
+
+    def _look_up(self, uri: str) -> storage.Entry | None:
+        if storage.is_local(uri):
+            return storage.describe(uri)
+        names = self._folders.get(storage.parent(uri))
+        return names.get(uri) if names else None
+
+
+def _list(folder: str) -> _Names | None:
+    """List a folder; None where that is not allowed, nothing where it does not exist."""
+    try:
+        return {entry.uri: entry for entry in storage.list_folder(folder)[0]}
+    except FileNotFoundError:
+        return {}
+    except PermissionError:
+        return None
+
+
+def _ask(uri: str) -> storage.Entry | SerpipeError | None:
+    try:
+        return storage.describe(uri)
+    except SerpipeError as error:
+        if error.transient:
+            raise
+        return error
+
+
+def stat(rows: pa.Table) -> pa.Table:
+    """Fill `size`, `etag` and `mtime_ns` of one batch of rows; see `Listings.stat`."""
+    return Listings().stat(rows)

@@ -1,0 +1,170 @@
+"""The model stage: packs in, the same packs with each model's results appended out. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from serpipe.audio.pack import rows_of, samples_of
+from serpipe.errors import ModelError
+from serpipe.models import batching
+from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
+from serpipe.models.registry import ModelRef, resolve
+
+BUDGET_S = {"cpu": 60.0, "cuda": 600.0}
+"""Seconds of padded audio in one micro-batch, by device."""
+
+MODEL_FAILURE = pa.struct(
+    [
+        pa.field("segment", pa.int32()),
+        pa.field("code", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+
+def result_type(spec: ModelSpec) -> pa.StructType:
+    """What one model appends for each segment it labelled; `segment` is the place in the pack's segments."""
+    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), spec.embedding_width)
+    return pa.struct(
+        [
+            pa.field("segment", pa.int32()),
+            pa.field("logits", pa.list_(pa.float32())),
+            pa.field("scores", pa.list_(pa.float32())),
+            pa.field("embedding", vector),
+            pa.field("frames", pa.list_(pa.field("element", vector, nullable=False))),
+        ]
+    )
+
+
+class Predict:
+    """Labels the segments of packs with one model or several, and appends a column for each.
+
+    Args:
+        models: names, or resolved references.
+        embeddings: `utterance`, `frame` (both kinds) or `none`.
+        keep_audio: whether another model stage follows; the last one drops the audio.
+        device: `cpu` or `cuda`; what there is by default.
+        threads: CPU threads of the network; every core by default.
+
+    Examples:
+        >>> import pathlib, serpipe
+        >>> from serpipe.testing import write_speech
+        >>> folder = pathlib.Path(write_speech(seconds=8.0)).parent
+        >>> decode, predict = serpipe.Decode(segmentation="window:4/4"), serpipe.Predict(["embedded"])
+        >>> rows = [serpipe.flatten(predict(pack)) for pack in decode(serpipe.read_manifest(str(folder)))]
+        >>> rows[0].select(["start_s", "model"]).to_pylist()
+        [{'start_s': 0.0, 'model': 'embedded'}, {'start_s': 4.0, 'model': 'embedded'}]
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str | ModelRef],
+        *,
+        embeddings: str = "utterance",
+        keep_audio: bool = False,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        import torch
+
+        self._embeddings = embeddings
+        self.keeps_audio = keep_audio
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device == "cpu":
+            torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        references = [resolve(model) if isinstance(model, str) else model for model in models]
+        self._adapters: dict[str, Adapter] = {ref.name: ref.load(self._device) for ref in references}
+
+    def __call__(self, pack: pa.Table) -> pa.Table:
+        """Label one pack of one row.
+
+        Raises:
+            ModelError: `MODEL_NEEDS_PACKS`, the table holds more or fewer rows than one.
+        """
+        if pack.num_rows != 1:
+            raise ModelError(
+                "MODEL_NEEDS_PACKS",
+                f"a batch of {pack.num_rows} packs; use batch_size=1, a row is a pack already",
+            )
+        audio = samples_of(pack)
+        segments = rows_of(pack, "segments")
+        units = rows_of(pack, "units")
+        for name, adapter in self._adapters.items():
+            results, failures = self._label(name, adapter, audio, segments, units)
+            pack = pack.append_column(f"results:{name}", _one_row(results))
+            pack = pack.append_column(f"failures:{name}", _one_row(failures))
+        return pack if self.keeps_audio else pack.drop_columns(["audio"])
+
+    def _label(
+        self, name: str, adapter: Adapter, audio: np.ndarray, segments: pa.Table, units: pa.Table
+    ) -> tuple[pa.StructArray, pa.StructArray]:
+        spec = adapter.spec
+        wanted = [not todo or name in todo for todo in units["todo"].to_pylist()]
+        offsets, lengths = segments["offset"].to_numpy(), segments["length"].to_numpy()
+        unit, peak = segments["unit"].to_numpy(), segments["peak"].to_numpy()
+        shortest = round(spec.min_seconds * SAMPLE_RATE)
+        chosen, failures = [], []
+        for i in range(segments.num_rows):
+            if not wanted[unit[i]] or peak[i] == 0.0:
+                continue
+            if lengths[i] < shortest:
+                what = f"{lengths[i] / SAMPLE_RATE:.3f} s is shorter than the model's least, {spec.min_seconds} s"
+                failures.append({"segment": i, "code": "SEGMENT_TOO_SHORT", "message": what})
+            else:
+                chosen.append(i)
+        waveforms = [audio[offsets[i] : offsets[i] + lengths[i]] for i in chosen]
+        frames = self._embeddings == "frame" and spec.frame_rate is not None
+        outputs = batching.run(adapter, waveforms, budget_s=BUDGET_S[self._device], frames=frames)
+        sound = np.isfinite(outputs.logits).all(axis=1) & np.isfinite(outputs.embeddings).all(axis=1)
+        for i, fine in zip(chosen, sound, strict=True):
+            if not fine:
+                what = "the model gave numbers that are not finite"
+                failures.append({"segment": i, "code": "MODEL_NOT_FINITE", "message": what})
+        return self._results(spec, np.array(chosen, np.int32), outputs, sound), pa.array(
+            failures, MODEL_FAILURE
+        )
+
+    def _results(
+        self, spec: ModelSpec, chosen: np.ndarray, outputs: Outputs, sound: np.ndarray
+    ) -> pa.StructArray:
+        kind = result_type(spec)
+        count = int(sound.sum())
+        embeddings = frames = None
+        if self._embeddings != "none":
+            embeddings = _vectors(outputs.embeddings[sound], spec.embedding_width)
+        if outputs.frames is not None:
+            kept = [frame for frame, fine in zip(outputs.frames, sound, strict=True) if fine]
+            values = np.concatenate([*kept, np.zeros((0, spec.embedding_width), np.float32)])
+            ends = np.cumsum([0, *(len(frame) for frame in kept)])
+            frames = pa.ListArray.from_arrays(
+                pa.array(ends, pa.int32()),
+                _vectors(values, spec.embedding_width),
+                type=kind.field("frames").type,
+            )
+        columns = [
+            pa.array(chosen[sound], pa.int32()),
+            _lists(outputs.logits[sound]),
+            _lists(outputs.scores[sound]),
+            pa.nulls(count, kind.field("embedding").type) if embeddings is None else embeddings,
+            pa.nulls(count, kind.field("frames").type) if frames is None else frames,
+        ]
+        return pa.StructArray.from_arrays(columns, fields=list(kind))
+
+
+def _lists(values: np.ndarray) -> pa.ListArray:
+    ends = pa.array(np.arange(len(values) + 1) * values.shape[1], pa.int32())
+    return pa.ListArray.from_arrays(ends, pa.array(values.ravel(), pa.float32()))
+
+
+def _vectors(values: np.ndarray, width: int) -> pa.FixedSizeListArray:
+    kind = pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+    half = np.clip(values, -65_504, 65_504).astype(np.float16)
+    return pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), type=kind)
+
+
+def _one_row(values: pa.StructArray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)

@@ -1,0 +1,70 @@
+"""Closing what an interrupted run left open: what it committed counts, what it did not is taken away."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from serpipe.store import commit, layout, runs
+from serpipe.store.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What closing one run found.
+
+    Attributes:
+        run: the run.
+        adopted: commits whose predictions count, the ledger mended where it lacked them.
+        deleted: files without a commit, removed.
+    """
+
+    run: str
+    adopted: int
+    deleted: int
+
+
+def close_interrupted(storage: Storage) -> list[Closed]:
+    """Close every run that began and never ended. Safe to repeat and to interrupt."""
+    return [_close(storage, record) for record in runs.unfinished(storage)]
+
+
+def _close(storage: Storage, record: runs.Run) -> Closed:
+    start = f"{record.run_id}-"
+    committed: dict[str, list[str]] = defaultdict(list)
+    orphans: list[str] = []
+    for model, fp in record.models.items():
+        stems = set()
+        for file in storage.list(layout.predictions(model, fp, start).removesuffix(".parquet")):
+            committed[layout.stem(file)].append(file)
+            stems.add(layout.stem(file))
+        for place in (layout.embeddings(model, fp, start), layout.frames(model, fp, start)):
+            orphans += [
+                f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in stems
+            ]
+        orphans += [
+            f
+            for f in storage.list(layout.quarantine(start).removesuffix(".parquet"))
+            if f.endswith(f".{model}.parquet") and layout.stem(f) not in stems
+        ]
+    for place in (layout.recordings(start), layout.segments(record.audio, start), layout.quarantine(start)):
+        orphans += [
+            f
+            for f in storage.list(place.removesuffix(".parquet"))
+            if layout.stem(f) not in committed and f not in orphans
+        ]
+    indexed = {layout.stem(file) for file in storage.list(layout.ledger(start).removesuffix(".parquet"))}
+    for name, files in sorted(committed.items()):
+        # A ledger file is written after the last predictions file, so one that is there is complete.
+        if name not in indexed:
+            commit.index(storage, name, [_settled(storage, file) for file in files])
+    for file in orphans:
+        storage.delete(file)
+    runs.finish(storage, record, state="interrupted")
+    return Closed(record.run_id, len(committed), len(orphans))
+
+
+def _settled(storage: Storage, file: str) -> pa.Table:
+    return commit.settled_by(storage, file)

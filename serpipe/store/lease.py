@@ -1,0 +1,105 @@
+"""One writer a store: a lease by exclusive create, kept alive while the run lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from typing import Any
+
+from serpipe.errors import StoreError
+from serpipe.store import runs
+from serpipe.store.storage import Storage
+
+NAME = "lease.json"
+
+LIFETIME_S = 120.0
+"""Seconds without a sign of life after which a holder counts as dead."""
+
+
+class Lease:
+    """Held for the length of a `with` block.
+
+    Args:
+        storage: the store.
+        run_id: the run that wants to write.
+
+    Raises:
+        StoreError: `STORE_HELD`, another run writes there; the message says which, where and since when.
+    """
+
+    def __init__(self, storage: Storage, run_id: str) -> None:
+        self._storage = storage
+        self._holder = {
+            "token": secrets.token_hex(8),
+            "run_id": run_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": runs.now(),
+        }
+        self._ended = threading.Event()
+        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+
+    def __enter__(self) -> Lease:
+        for _ in range(3):
+            if self._storage.create(NAME, self._sign()):
+                self._beat.start()
+                return self
+            holder = self._read()
+            if holder is None:
+                continue
+            if not _dead(holder):
+                break
+            self._storage.delete(NAME)
+        holder = self._read() or {}
+        raise StoreError(
+            "STORE_HELD",
+            f"{self._storage.root} is being written by run {holder.get('run_id')} on {holder.get('host')} "
+            f"(process {holder.get('pid')}) since {holder.get('since')}; wait for it, or end it and try again "
+            f"after {LIFETIME_S:.0f} s",
+            transient=True,
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._beat.join()
+        holder = self._read()
+        if holder is not None and holder["token"] == self._holder["token"]:
+            self._storage.delete(NAME)
+
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(LIFETIME_S / 6):
+            try:
+                self._storage.put(NAME, self._sign())
+            except OSError:
+                # A store that is out of reach for a moment: the next beat tries again, well within the lifetime.
+                continue
+
+    def _sign(self) -> bytes:
+        return json.dumps(self._holder | {"alive": time.time()}).encode()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            holder: dict[str, Any] = json.loads(self._storage.get(NAME))
+        except FileNotFoundError:
+            return None
+        return holder
+
+
+def _dead(holder: dict[str, Any]) -> bool:
+    if holder["host"] == socket.gethostname() and not _running(holder["pid"]):
+        return True
+    return bool(time.time() - holder["alive"] > LIFETIME_S)
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,205 @@
+"""From labelled packs to the rows of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serpipe.audio.pack import rows_of
+from serpipe.labels import emotion_of
+from serpipe.models.contract import ModelSpec
+from serpipe.models.registry import module_of
+from serpipe.store import layout, schemas
+from serpipe.store.commit import Commit, ModelRows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What every row of a run has in common.
+
+    Attributes:
+        run_id: the run.
+        audio: audio fingerprint.
+        models: model name to fingerprint.
+    """
+
+    run_id: str
+    audio: str
+    models: dict[str, str]
+
+
+def commit_of(packs: Sequence[pa.Table], run: RunFacts) -> Commit:
+    """Gather labelled packs, each a table of one row, into one commit."""
+    name = layout.commit_name(run.run_id, [pack["pack_id"][0].as_py() for pack in packs])
+    parts = [_segments(pack) for pack in packs]
+    return Commit(
+        name=name,
+        audio=run.audio,
+        recordings=_stamped(_joined(packs, "recordings"), schemas.RECORDINGS, run),
+        segments=_stamped(
+            pa.concat_tables([part.filter(part["new"]) for part in parts]), schemas.SEGMENTS, run
+        ),
+        quarantine=quarantine_rows(_joined(packs, "failures"), run),
+        models=[_model_rows(packs, parts, model, fp, run, name) for model, fp in run.models.items()],
+    )
+
+
+def flatten(packs: pa.Table) -> pa.Table:
+    """Labelled packs as one row per segment and model: what `predictions` holds, with the uri and the model's name.
+
+    Args:
+        packs: what `Predict` returns, any number of rows.
+
+    Returns:
+        Columns of `serpipe.store.schemas.PREDICTIONS` without `run_id`, after `uri` and `model`; embeddings too,
+        where there are any and all models' are as wide.
+    """
+    models = [name.removeprefix("results:") for name in packs.column_names if name.startswith("results:")]
+    tables = []
+    for row in range(packs.num_rows):
+        pack = packs.slice(row, 1)
+        segments = _segments(pack)
+        for model in models:
+            results = rows_of(pack, f"results:{model}")
+            mine = segments.take(results["segment"])
+            table = _predictions(module_of(model).SPEC, mine, results)
+            table = table.add_column(0, "uri", mine["uri"]).add_column(
+                1, "model", pa.array([model] * table.num_rows)
+            )
+            tables.append(table.append_column("embedding", results["embedding"].cast(pa.list_(pa.float16()))))
+    return pa.concat_tables(tables)
+
+
+def quarantine_rows(failures: pa.Table, run: RunFacts) -> pa.Table:
+    """Failures, with whichever columns they have, as rows of `schemas.QUARANTINE`."""
+    time = pa.array([datetime.now(UTC)] * failures.num_rows, schemas.TIMESTAMP)
+    return _stamped(failures.append_column("time", time), schemas.QUARANTINE, run)
+
+
+def _segments(pack: pa.Table) -> pa.Table:
+    """A pack's segments with their unit's `uri`, `new` and `attempt`."""
+    segments, units = rows_of(pack, "segments"), rows_of(pack, "units")
+    for column in ("uri", "new", "attempt"):
+        segments = segments.append_column(column, units[column].take(segments["unit"]))
+    return segments
+
+
+def _model_rows(
+    packs: Sequence[pa.Table], parts: Sequence[pa.Table], model: str, fp: str, run: RunFacts, name: str
+) -> ModelRows:
+    spec = module_of(model).SPEC
+    predictions, embeddings, frames, failures, settled = [], [], [], [], []
+    for pack, segments in zip(packs, parts, strict=True):
+        results = rows_of(pack, f"results:{model}")
+        mine = segments.take(results["segment"])
+        predictions.append(_predictions(spec, mine, results))
+        keys = mine.select(["segment_id", "recording_id"])
+        embeddings.append(_present(keys, "embedding", results["embedding"]))
+        frames.append(_present(keys, "frames", results["frames"]))
+        failures.append(_model_failures(rows_of(pack, f"failures:{model}"), segments, model, fp))
+        settled.append(_settled(rows_of(pack, "units"), segments, results, model, fp, run, name))
+    vectors = _stamped(pa.concat_tables(embeddings), schemas.embeddings(spec.embedding_width), run)
+    by_frame = _stamped(pa.concat_tables(frames), schemas.frames(spec.embedding_width), run)
+    return ModelRows(
+        model=model,
+        fp=fp,
+        predictions=_stamped(pa.concat_tables(predictions), schemas.PREDICTIONS, run),
+        embeddings=vectors,
+        frames=by_frame,
+        width=spec.embedding_width,
+        quarantine=quarantine_rows(pa.concat_tables(failures), run),
+        settled=pa.concat_tables(settled),
+    )
+
+
+def _predictions(spec: ModelSpec, segments: pa.Table, results: pa.Table) -> pa.Table:
+    count = results.num_rows
+    width = len(spec.labels)
+    scores = results["scores"].combine_chunks().flatten().to_numpy().reshape(count, width) if width else None
+    if scores is not None:
+        best = scores.argmax(axis=1)
+        label = pa.array(spec.labels).take(pa.array(best))
+        confidence = pa.array(scores[np.arange(count), best], pa.float32())
+        emotions = pa.array([emotion_of(raw, spec.taxonomy) for raw in spec.labels], pa.string())
+        emotion = emotions.take(pa.array(best))
+    else:
+        label = emotion = pa.nulls(count, pa.string())
+        confidence = pa.nulls(count, pa.float32())
+    empty = pa.nulls(count, pa.float32())
+    return (
+        segments.select(["segment_id", "recording_id", "channel", "start_s", "end_s"])
+        .append_column("label", label)
+        .append_column("confidence", confidence)
+        .append_column("labels", pa.array([list(spec.labels)] * count, pa.list_(pa.string())))
+        .append_column("scores", results["scores"])
+        .append_column("logits", results["logits"])
+        .append_column("emotion", emotion)
+        .append_column("arousal", empty)
+        .append_column("valence", empty)
+        .append_column("dominance", empty)
+    )
+
+
+def _present(keys: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
+    table = keys.append_column(name, values)
+    return table.filter(pc.is_valid(values))
+
+
+def _model_failures(failures: pa.Table, segments: pa.Table, model: str, fp: str) -> pa.Table:
+    mine = segments.take(failures["segment"])
+    count = failures.num_rows
+    table = mine.select(["recording_id", "segment_id", "uri", "start_s", "end_s", "attempt"])
+    for name, values in (
+        ("model", pa.array([model] * count, pa.string())),
+        ("fp", pa.array([fp] * count, pa.string())),
+        ("stage", pa.array(["model"] * count, pa.string())),
+        ("code", failures["code"]),
+        ("message", failures["message"]),
+        ("transient", pa.array([False] * count, pa.bool_())),
+    ):
+        table = table.append_column(name, values)
+    return table
+
+
+def _settled(
+    units: pa.Table, segments: pa.Table, results: pa.Table, model: str, fp: str, run: RunFacts, name: str
+) -> pa.Table:
+    labelled = segments["unit"].take(results["segment"]).to_numpy()
+    per_unit = np.bincount(segments["unit"].to_numpy(), minlength=units.num_rows)
+    rows = np.bincount(labelled, minlength=units.num_rows)
+    mine = np.array([model in todo for todo in units["todo"].to_pylist()], bool)
+    mine &= np.array(units["status"].to_pylist(), object) != "open"
+    count = units.num_rows
+    columns = {
+        **{column: units[column] for column in ("recording_id", "unit", "final", "status")},
+        **{
+            key: pa.array([value] * count)
+            for key, value in (("model", model), ("fp", fp), ("audio", run.audio))
+        },
+        "segments": pa.array(per_unit, pa.int32()),
+        "rows": pa.array(rows, pa.int32()),
+        "commit": pa.array([name] * count),
+    }
+    return pa.table(columns).select(schemas.LEDGER.names).filter(pa.array(mine)).cast(schemas.LEDGER)
+
+
+def _joined(packs: Sequence[pa.Table], column: str) -> pa.Table:
+    return pa.concat_tables([rows_of(pack, column) for pack in packs])
+
+
+def _stamped(table: pa.Table, schema: pa.Schema, run: RunFacts) -> pa.Table:
+    """The schema's columns, the run's id among them; what a table lacks is null."""
+    columns = []
+    for field in schema:
+        if field.name == "run_id":
+            columns.append(pa.array([run.run_id] * table.num_rows, pa.string()))
+        elif field.name in table.column_names:
+            columns.append(table[field.name].cast(field.type))
+        else:
+            columns.append(pa.nulls(table.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,152 @@
+"""The tables of a store, column by column. This module is their document.
+
+Plain Parquet, zstd, explicit types. Rows of every table name the recording; `segment_id` joins segments, predictions
+and embeddings. Ids are 16 bytes. Times are seconds from the recording's start, exact multiples of 1/16000.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+"""Written to every footer; raised when a column changes its meaning."""
+
+ID = pa.binary(16)
+META = pa.map_(pa.string(), pa.string())
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+RECORDINGS = pa.schema(
+    [
+        pa.field("recording_id", ID, nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # without query and credentials
+        pa.field("size", pa.int64()),  # bytes
+        pa.field("etag", pa.string()),
+        pa.field("mtime_ns", pa.int64()),  # local files only
+        pa.field("duration_s", pa.float64(), nullable=False),  # what truly decoded
+        pa.field("header_s", pa.float64()),  # what the file's header claims
+        pa.field("claimed_s", pa.float64()),  # what the manifest claims
+        pa.field("container", pa.string(), nullable=False),
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("sample_rate", pa.int32(), nullable=False),  # Hz, of the file
+        pa.field("channels", pa.int32(), nullable=False),  # of the file
+        pa.field("verdict", pa.string(), nullable=False),  # see serpipe.audio.verdict
+        pa.field("undecoded_s", pa.float64(), nullable=False),  # seconds no codec could read, kept as silence
+        pa.field("codec_messages", pa.int32(), nullable=False),  # lines the codec wrote while decoding
+        pa.field("first_seen", TIMESTAMP, nullable=False),
+        pa.field("meta", META),  # the owner's columns
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+"""One row per recording version that decoded to its end."""
+
+SEGMENTS = pa.schema(
+    [
+        pa.field("segment_id", ID, nullable=False),
+        pa.field("recording_id", ID, nullable=False),
+        pa.field("channel", pa.int32(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("end_s", pa.float64(), nullable=False),
+        pa.field("short", pa.bool_(), nullable=False),  # speech shorter than 2.75 s between pauses
+        pa.field("rms", pa.float32(), nullable=False),  # full scale 1.0
+        pa.field("peak", pa.float32(), nullable=False),
+        pa.field("clipping", pa.float32(), nullable=False),  # share of samples at full scale
+        pa.field("speech", pa.float32()),  # share of frames with speech; null where detection was off
+        pa.field("snr_db", pa.float32()),  # an estimate; null where there is nothing to compare
+        pa.field("meta", META),  # the owner's columns of a given segment
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+"""One row per segment and audio fingerprint (partition `audio`)."""
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("segment_id", ID, nullable=False),
+        pa.field("recording_id", ID, nullable=False),
+        pa.field("channel", pa.int32(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("end_s", pa.float64(), nullable=False),
+        pa.field("label", pa.string()),  # the model's own word; null for a model without a head
+        pa.field("confidence", pa.float32()),  # score of that label
+        pa.field("labels", pa.list_(pa.string()), nullable=False),  # in the model's id order
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("emotion", pa.string()),  # canonical; null outside the model's support
+        pa.field("arousal", pa.float32()),  # 0 to 1; null for a categorical model
+        pa.field("valence", pa.float32()),
+        pa.field("dominance", pa.float32()),
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+"""One row per segment and model fingerprint (partitions `model`, `fp`). A file is its model's commit."""
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("recording_id", ID, nullable=False),
+        pa.field("segment_id", ID),  # null where the whole recording, or the rest of it, failed
+        pa.field("uri", pa.string()),
+        pa.field("model", pa.string()),  # null where it failed before any model
+        pa.field("fp", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),  # manifest, read, decode, segment, model, run
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("transient", pa.bool_(), nullable=False),  # tried again by the next run, unasked
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("time", TIMESTAMP, nullable=False),
+    ]
+)
+"""The log of what failed, a row an event."""
+
+LEDGER = pa.schema(
+    [
+        pa.field("recording_id", ID, nullable=False),
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("final", pa.bool_(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("fp", pa.string(), nullable=False),
+        pa.field("audio", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # labelled, empty, failed
+        pa.field("segments", pa.int32(), nullable=False),
+        pa.field("rows", pa.int32(), nullable=False),  # predictions written
+        pa.field("commit", pa.string(), nullable=False),  # stem of the files that hold the unit
+    ]
+)
+"""One row per unit and model fingerprint that is settled; an index over the footers of predictions files."""
+
+
+def embeddings(width: int) -> pa.Schema:
+    """Utterance embeddings of one model: half precision, fixed width.
+
+    Args:
+        width: values per embedding.
+
+    Examples:
+        >>> str(embeddings(256).field("embedding").type)
+        'fixed_size_list<element: halffloat not null>[256]'
+    """
+    return pa.schema(
+        [
+            pa.field("segment_id", ID, nullable=False),
+            pa.field("recording_id", ID, nullable=False),
+            pa.field("embedding", _vector(width), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+def frames(width: int) -> pa.Schema:
+    """Frame embeddings of one model: half precision, one list of fixed-width vectors a segment."""
+    return pa.schema(
+        [
+            pa.field("segment_id", ID, nullable=False),
+            pa.field("recording_id", ID, nullable=False),
+            pa.field("frames", pa.list_(pa.field("element", _vector(width), nullable=False)), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+def _vector(width: int) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)

@@ -1,0 +1,30 @@
+"""Which serpipe wrote a store: refused before anything is read that it would misread."""
+
+from __future__ import annotations
+
+import json
+
+from serpipe.errors import StoreError
+from serpipe.store.schemas import SCHEMA_VERSION
+from serpipe.store.storage import Storage
+
+NAME = "store.json"
+
+
+def check(storage: Storage) -> None:
+    """Make a new store, or make sure that an existing one has this version's tables.
+
+    Raises:
+        StoreError: `STORE_OTHER_VERSION`.
+    """
+    try:
+        found = json.loads(storage.get(NAME))["schema"]
+    except FileNotFoundError:
+        storage.put(NAME, json.dumps({"schema": SCHEMA_VERSION}).encode())
+        return
+    if found != SCHEMA_VERSION:
+        raise StoreError(
+            "STORE_OTHER_VERSION",
+            f"{storage.root} has tables of version {found}, this serpipe writes version {SCHEMA_VERSION}; "
+            "use the serpipe that made it, or a new store",
+        )

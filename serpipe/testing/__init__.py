@@ -1,0 +1,7 @@
+"""Audio and checkpoints for tests and trials, made on the spot: nothing recorded, nothing downloaded."""
+
+from __future__ import annotations
+
+from serpipe.testing.speech import speech_like, write_speech
+
+__all__ = ["speech_like", "write_speech"]
