@@ -32,6 +32,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
+        "local",
         num_cpus=4,
         num_gpus=2,
         object_store_memory=1 << 30,

@@ -93,7 +93,9 @@ class _Channel:
         self._given = mine
         # Without segments of its own a recording is one whole; a channel that the manifest passes over is not.
         self.segmenter = (
-            segmentation.segmenter([given[i] for i in mine]) if mine or not given else NoSegments()
+            segmentation.segmenter([given[i] for i in mine])
+            if mine or not given or segmentation.kind != "given"
+            else NoSegments()
         )
         self._detector = SpeechDetector() if speech else None
         self._blocks: deque[NDArray[np.float32]] = deque()

@@ -60,15 +60,16 @@ def joined(address: str | None) -> Iterator[Cluster]:
     """Use a cluster for the length of a `with` block.
 
     Args:
-        address: of a running cluster; None joins the one this process is in or `RAY_ADDRESS` names, or starts one on
-            this machine and ends it afterwards.
+        address: of a running cluster; None joins the one this process is in or `RAY_ADDRESS` names, or starts one
+            on this machine and ends it afterwards.
     """
     started = not ray.is_initialized()
     if started:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        local = not (address or os.environ.get("RAY_ADDRESS"))
-        options = {"include_dashboard": False} if local else {"address": address}
+        address = address or os.environ.get("RAY_ADDRESS")
+        # Left to itself Ray joins whatever cluster somebody last started on this machine.
+        options = {"address": address} if address else {"address": "local", "include_dashboard": False}
         with _quiet_start():
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     # Ray Data tells its plan and its operators at every run; progress is ours, errors come through.

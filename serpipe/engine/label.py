@@ -181,6 +181,7 @@ def label(
         stages = spread.stages(
             references,
             cluster,
+            tasks=len(todo.tasks),
             decoders=decoders,
             own=pools,
             segmentation=segmentation,

@@ -30,6 +30,7 @@ def stages(
     models: Sequence[ModelRef],
     cluster: Cluster,
     *,
+    tasks: int,
     decoders: int | None,
     own: Sequence[str],
     segmentation: str,
@@ -43,6 +44,7 @@ def stages(
     Args:
         models: what is run; those without a pool of their own share one.
         cluster: what there is.
+        tasks: read tasks of the plan; no more actors than these are started.
         decoders: decode actors; chosen when None.
         own: `NAME` or `NAME:ACTORS` of models with a pool of their own.
         segmentation: how recordings are cut.
@@ -66,13 +68,14 @@ def stages(
     if decoders is None:
         room = cores if gpu else cores - held
         decoders = max(1, room if gpu else (cores // 2 if small and cores > held else min(room, cores // 8)))
+        decoders = min(decoders, tasks)
     devices = int(cluster.gpus) if gpu else max(cores - decoders, 1)
     spare = devices - sum(actors or 0 for _, actors in groups)
     undecided = sum(1 for _, actors in groups if actors is None)
     pools = []
     for hosted, actors in groups:
         if actors is None:
-            actors = max(1, spare // undecided)
+            actors = min(max(1, spare // undecided), tasks)
         pools.append(Pool(models=hosted, actors=actors, cores=0 if gpu else 1, gpus=1.0 if gpu else 0.0))
     pack_seconds = float(UNIT_S) if gpu or small else 60.0
     need = preflight.Need(

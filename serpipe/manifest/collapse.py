@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from serpipe.ids import content_version, recording_id
 from serpipe.manifest.schemas import GIVEN, RECORDINGS, ROWS
 
 _SHOWN = 5
+_CONTENT = ("meta", "query", "duration_s", "etag", "size", "mtime_ns")
 
 
 def mark_duplicates(rows: pa.Table) -> pa.Table:
@@ -22,7 +24,7 @@ def mark_duplicates(rows: pa.Table) -> pa.Table:
 
     Two whole-recording rows of one uri are MANIFEST_DUPLICATE_URI, two equal segments of it
     MANIFEST_DUPLICATE_SEGMENT, and rows that give one uri two sizes, etags or times MANIFEST_CONFLICT, all of
-    them. Which of two duplicates stays is decided by their owner's columns, not by their order. A
+    them. Which of two duplicates stays is decided by what else they say, not by their order. A
     whole-recording row beside segments is no duplicate: it describes the recording, and the segments are what
     is labelled.
 
@@ -160,33 +162,32 @@ def _find_twins(rows: pa.Table, keys: _Keys, faults: dict[int, tuple[str, str]])
         same &= values[keys.order][1:] == values[keys.order][:-1]
     if not same.any():
         return
-    starts = np.flatnonzero(np.append(same, False) & ~np.append(False, same))
-    for begin in starts.tolist():
-        end = begin + 1
-        while end < len(same) and same[end]:
-            end += 1
-        twins = keys.order[begin : end + 1].tolist()
-        facts = rows.select(["source", "row", "uri", "query", "meta"]).take(pa.array(twins)).to_pylist()
-        ranked = sorted(
-            range(len(twins)),
-            key=lambda k: (json.dumps(facts[k]["meta"]), facts[k]["source"], facts[k]["row"]),
-        )
-        kept = facts[ranked[0]]
-        place = f"{kept['source']}, row {kept['row']}"
-        for k in ranked[1:]:
-            i = twins[k]
-            if keys.segment[i]:
-                until = "the end" if np.isinf(keys.times[1][i]) else f"{keys.times[1][i]} s"
-                what = f"the segment from {keys.times[0][i]} s to {until} of {kept['uri']}"
-                code = "MANIFEST_DUPLICATE_SEGMENT"
-            else:
-                what, code = f"the recording {kept['uri']}", "MANIFEST_DUPLICATE_URI"
+    alike = np.cumsum(np.append(True, ~same))
+    twins = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    positions = keys.order[twins].tolist()
+    facts = rows.select(["source", "row", "uri", *_CONTENT]).take(pa.array(positions)).to_pylist()
+    ranked = sorted(
+        zip(alike[twins].tolist(), positions, facts, strict=True),
+        key=lambda one: (one[0], json.dumps([one[2][n] for n in _CONTENT]), one[2]["source"], one[2]["row"]),
+    )
+    for _, group in groupby(ranked, key=lambda one: one[0]):
+        (_, _, kept), *others = group
+        for _, i, twin in others:
+            code, what = _twin(keys, i, kept["uri"])
+            place = f"{kept['source']}, row {kept['row']}"
             hint = (
-                "; what follows `?` does not tell recordings apart"
-                if kept["query"] != facts[k]["query"]
-                else ""
+                "; what follows `?` does not tell recordings apart" if kept["query"] != twin["query"] else ""
             )
             faults.setdefault(i, (code, f"{what} stands in {place} already{hint}"))
+
+
+def _twin(keys: _Keys, i: int, uri: str) -> tuple[str, str]:
+    if not keys.segment[i]:
+        return "MANIFEST_DUPLICATE_URI", f"the recording {uri}"
+    start, end, channel = (values[i] for values in keys.times)
+    until = "the end" if np.isinf(end) else f"{end} s"
+    where = "" if channel < 0 else f" of channel {channel:.0f}"
+    return "MANIFEST_DUPLICATE_SEGMENT", f"the segment from {start} s to {until}{where} of {uri}"
 
 
 def _find_conflicts(rows: pa.Table, keys: _Keys, faults: dict[int, tuple[str, str]]) -> None:
@@ -198,13 +199,15 @@ def _find_conflicts(rows: pa.Table, keys: _Keys, faults: dict[int, tuple[str, st
         )
         counted = table.group_by("group", use_threads=False).aggregate([("value", "min"), ("value", "max")])
         differ = counted.filter(pc.not_equal(counted["value_min"], counted["value_max"]))
-        for found in differ.to_pylist():
-            least, most = found["value_min"], found["value_max"]
-            for i in keys.order[keys.group == found["group"]].tolist():
-                uri = rows["uri"][i].as_py()
-                faults.setdefault(
-                    i, ("MANIFEST_CONFLICT", f"{name} of {uri} is {least} in one row, {most} in another")
-                )
+        told = {
+            one["group"]: f"is {one['value_min']} in one row, {one['value_max']} in another"
+            for one in differ.to_pylist()
+        }
+        meant = np.flatnonzero(np.isin(keys.group, np.fromiter(told, np.int64, len(told))))
+        positions = keys.order[meant].tolist()
+        uris = rows["uri"].take(pa.array(positions, pa.int64())).to_pylist()
+        for k, i, uri in zip(keys.group[meant].tolist(), positions, uris, strict=True):
+            faults.setdefault(i, ("MANIFEST_CONFLICT", f"{name} of {uri} {told[k]}"))
 
 
 def _largest(column: pa.ChunkedArray, order: NDArray[np.int64], first: NDArray[np.int64]) -> pa.Array:

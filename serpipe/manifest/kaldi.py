@@ -51,7 +51,7 @@ def read_kaldi(
         return
     where = _pairs(uri, query)
 
-    def segment(number: int, line: str) -> Described:
+    def segment(_: int, line: str) -> Described:
         steps = line.split()
         if len(steps) not in (4, 5):
             raise BadRowError("MANIFEST_BAD_ROW", "the line is not `utterance recording start end`")

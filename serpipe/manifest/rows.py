@@ -37,8 +37,8 @@ class Batch:
     Attributes:
         source: the part the rows stand in.
         numbers: line or row number of each, from 1.
-        fields: role to a column of text; roles that the part lacks are absent. `claim`, the length of the whole
-            recording beside a segment of it, is known to lhotse only.
+        fields: role to a column of text; roles that the part lacks are absent. `claim`, the length of the
+            whole recording beside a segment of it, is known to lhotse only.
         meta: the owner's columns.
         faults: rows that the reader itself could not make sense of.
     """

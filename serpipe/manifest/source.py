@@ -115,9 +115,9 @@ class Manifest:
                 raise storage.out_of_reach(part.location, error) from error
             except (OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException) as error:
                 where = f"behind row {read}" if read else "from its beginning"
+                what = f"{part.location} cannot be read as {self.format} {where}"
                 raise UsageError(
-                    "MANIFEST_UNREADABLE",
-                    f"{part.location} cannot be read as {self.format} {where} ({storage.said(error)}); is it complete?",
+                    "MANIFEST_UNREADABLE", f"{what} ({storage.said(error)}); is it complete?"
                 ) from error
             if batch is None:
                 return

@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from manifest_corpus import lhotse_recording, plain
 
 from serpipe.errors import UsageError
@@ -296,3 +298,42 @@ def test_a_file_system_that_nobody_knows() -> None:
     error = refusal("foo://bucket/list.csv")
     assert error.code == "MANIFEST_NO_FILESYSTEM"
     assert "foo://bucket/list.csv" in str(error)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["path", "start", "duration", "sources", "recording", "type", "channel", "id"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+_SOUP = st.text(st.sampled_from("ab,\t\"'\n\r;|{}[]: 01.-\x1c\u2028\ufeffé\udcff"), max_size=60)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["m.csv", "m.tsv", "m.jsonl", "m.scp"]),
+    start=st.sampled_from(["", "path,start\n", "path\tstart\n", '{"path": "a.wav"}\n']),
+    soup=_SOUP | st.lists(_JSON, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows))),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused(
+    tmp_path: Path, name: str, start: str, soup: str
+) -> None:
+    (tmp_path / name).write_bytes((start + soup).encode("utf-8", "surrogateescape"))
+    refused: UsageError | None = None
+    try:
+        recordings, bad = read_manifest_with_errors(str(tmp_path / name))
+    except UsageError as error:
+        refused = error
+    if refused is not None:
+        assert refused.code.startswith("MANIFEST_")
+        assert str(tmp_path) in str(refused)
+        return
+    recordings.validate(full=True)
+    assert recordings.num_rows or bad.num_rows
+    assert all(row["error"] and row["error_code"] for row in bad.to_pylist())
