@@ -146,9 +146,7 @@ def pass_codec(waveform: NDArray[np.float32], random: np.random.Generator) -> ND
     to_float = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     with av.open(encoded, "r") as source:
         decoded = [
-            part.to_ndarray()[0]
-            for frame in (*source.decode(audio=0), None)
-            for part in to_float.resample(frame)
+            part.to_ndarray()[0] for frame in (*source.decode(audio=0), None) for part in to_float.resample(frame)
         ]
     return np.concatenate(decoded)[: len(waveform)]
 
@@ -175,9 +173,7 @@ def augment(waveform: NDArray[np.float32], random: np.random.Generator) -> NDArr
 def make_example(position: int, clip: Clip) -> Example:
     """Spectrograms of a clip and its variants; its position seeds them, whatever process makes them."""
     original = read_waveform(clip.path)
-    waveforms = [original] + [
-        augment(original, np.random.default_rng([position, n])) for n in range(VARIANTS)
-    ]
+    waveforms = [original] + [augment(original, np.random.default_rng([position, n])) for n in range(VARIANTS)]
     front = LogMel()
     return Example(
         clip,
@@ -218,9 +214,7 @@ def train(examples: Sequence[Example], seed: int) -> EmbeddedNetwork:
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     network = EmbeddedNetwork(dropout=DROPOUT)
-    every_frame = torch.from_numpy(
-        np.concatenate([mels for example in examples for mels in example.variants])
-    )
+    every_frame = torch.from_numpy(np.concatenate([mels for example in examples for mels in example.variants]))
     network.mel_mean.copy_(every_frame.mean(dim=0))
     network.mel_deviation.copy_(every_frame.std(dim=0))
     fill = network.mel_mean.numpy().copy()
@@ -260,9 +254,7 @@ def unweighted_accuracy(labels: Sequence[int], predicted: Sequence[int]) -> floa
     return float(np.mean(list(recalls(labels, predicted).values())))
 
 
-def predict(
-    network: EmbeddedNetwork, examples: Iterable[Example], variants: slice
-) -> tuple[list[int], list[int]]:
+def predict(network: EmbeddedNetwork, examples: Iterable[Example], variants: slice) -> tuple[list[int], list[int]]:
     """True and predicted labels of the chosen variants, one spectrogram at a time."""
     true, predicted = [], []
     with torch.inference_mode():
@@ -282,9 +274,7 @@ def leave_one_speaker_out(examples: Sequence[Example], workers: ProcessPoolExecu
     for speaker, network in zip(speakers, workers.map(train, rest, [0] * len(rest)), strict=True):
         held_out = [example for example in examples if example.clip.speaker == speaker]
         here = predict(network, held_out, slice(0, 1))
-        click.echo(
-            f"dev, speaker {speaker} left out: UA {unweighted_accuracy(*here):.3f} on {len(here[0])} clips"
-        )
+        click.echo(f"dev, speaker {speaker} left out: UA {unweighted_accuracy(*here):.3f} on {len(here[0])} clips")
         for total, part in ((clean, here), (augmented, predict(network, held_out, slice(1, None)))):
             total[0].extend(part[0])
             total[1].extend(part[1])
@@ -301,12 +291,8 @@ def score_once(directory: Path, clips: Sequence[Clip]) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder that gets the weights of seed 0."
-)
-@click.option(
-    "--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Models scored on `test`."
-)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder that gets the weights of seed 0.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Models scored on `test`.")
 @click.option(
     "--workers",
     default=2,

@@ -24,12 +24,10 @@ class _Commands(click.Group):
             sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_BROKEN)
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
-    """Label large speech archives with emotion, into Parquet tables you can prove.
+    r"""Label large speech archives with emotion, into Parquet tables you can prove.
 
     \b
     Example:
@@ -40,7 +38,7 @@ def main() -> None:
 @main.command()
 @click.argument("directory", default="demo", type=click.Path())
 def demo(directory: str) -> None:
-    """Make a small archive of synthetic voices in DIRECTORY, label it and show the tables.
+    r"""Make a small archive of synthetic voices in DIRECTORY, label it and show the tables.
 
     \b
     Example:
@@ -72,9 +70,7 @@ def demo(directory: str) -> None:
     type=click.Choice(["mix", "first", "split"]),
     help="[default: split where the manifest names channels, else mix]",
 )
-@click.option(
-    "--embeddings", type=click.Choice(["utterance", "frame", "none"]), default="utterance", show_default=True
-)
+@click.option("--embeddings", type=click.Choice(["utterance", "frame", "none"]), default="utterance", show_default=True)
 @click.option(
     "--speech-share/--no-speech-share",
     "speech",
@@ -90,17 +86,11 @@ def demo(directory: str) -> None:
     metavar="ROLE=NAME",
     help="A column of the manifest by hand, as uri=path_on_disk.",
 )
-@click.option(
-    "--base", help="Folder that relative uris of the manifest start from  [default: the manifest's own]"
-)
+@click.option("--base", help="Folder that relative uris of the manifest start from  [default: the manifest's own]")
 @click.option("--skip-bad-rows", is_flag=True, help="Put rows that cannot be used in quarantine and go on.")
 @click.option("--address", help="Of a Ray cluster  [default: the one around, else one on this machine]")
-@click.option(
-    "--decoders", type=click.IntRange(min=1), help="Decode actors  [default: what the cluster carries]"
-)
-@click.option(
-    "--pool", "pools", multiple=True, metavar="NAME[:ACTORS]", help="Give a model a pool of its own."
-)
+@click.option("--decoders", type=click.IntRange(min=1), help="Decode actors  [default: what the cluster carries]")
+@click.option("--pool", "pools", multiple=True, metavar="NAME[:ACTORS]", help="Give a model a pool of its own.")
 @click.option(
     "--max-failed",
     type=click.FloatRange(0, 1),
@@ -116,7 +106,7 @@ def label(
     max_failed: float,
     **options: Any,
 ) -> None:
-    """Label what MANIFEST names and STORE does not hold yet.
+    r"""Label what MANIFEST names and STORE does not hold yet.
 
     MANIFEST is a folder, a glob, or a list (Parquet, CSV, TSV, JSONL, Kaldi, NeMo, lhotse); both may be local or any
     fsspec URL, such as s3://bucket/archive.
@@ -154,7 +144,7 @@ def label(
 @main.command()
 @click.argument("store")
 def status(store: str) -> None:
-    """What a store holds: recordings, segments, predictions by model, what fails, the last runs.
+    r"""What a store holds: recordings, segments, predictions by model, what fails, the last runs.
 
     \b
     Example:
@@ -172,7 +162,7 @@ def status(store: str) -> None:
 @click.option("--code", help="Only this error code.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Examples to show.")
 def failures(store: str, code: str | None, limit: int) -> None:
-    """What fails now, by code, with examples.
+    r"""What fails now, by code, with examples.
 
     \b
     Example:
@@ -187,7 +177,7 @@ def failures(store: str, code: str | None, limit: int) -> None:
 
 @main.command()
 def models() -> None:
-    """The models known here: name, labels, licence, size.
+    r"""The models known here: name, labels, licence, size.
 
     \b
     Example:
@@ -208,7 +198,5 @@ def models() -> None:
 def _role(text: str) -> tuple[str, str]:
     role, equals, name = text.partition("=")
     if not equals or not role or not name:
-        raise UsageError(
-            "COLUMN_INVALID", f"--column {text!r} is not ROLE=NAME; write it as uri=path_on_disk"
-        )
+        raise UsageError("COLUMN_INVALID", f"--column {text!r} is not ROLE=NAME; write it as uri=path_on_disk")
     return role, name

@@ -40,10 +40,8 @@ def run(directory: str, *, say: Callable[[str], object]) -> None:
         "SELECT emotion, count(*) AS segments, round(avg(confidence), 2) AS confidence "
         f"FROM '{store}/predictions/**/*.parquet' GROUP BY emotion ORDER BY segments DESC"
     )
-    for emotion, segments, confidence in duckdb.sql(query).fetchall()[:3]:
+    for emotion, segments, confidence in duckdb.execute(query).fetchall()[:3]:
         say(f"  {emotion}: {segments} segments, mean confidence {confidence}")
-    say(
-        "the voices are synthetic, so these labels mean nothing; label your own with `serpipe label FOLDER STORE`"
-    )
+    say("the voices are synthetic, so these labels mean nothing; label your own with `serpipe label FOLDER STORE`")
     say("ask more:")
     say(f'  python -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')

@@ -18,8 +18,7 @@ CANONICAL = (
 
 TAXONOMIES: dict[str, dict[str, str | None]] = {
     "ekman": {
-        emotion: emotion
-        for emotion in ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+        emotion: emotion for emotion in ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
     },
 }
 """Raw label to canonical emotion; None where a label has no counterpart."""

@@ -80,9 +80,7 @@ def outstanding(recordings: pa.Table, entries: pa.Table, *, audio: str, models: 
     same_audio = entries.filter(pc.equal(entries["audio"], audio))
     complete = None
     for model, fp in models.items():
-        mine = same_audio.filter(
-            pc.and_(pc.equal(same_audio["model"], model), pc.equal(same_audio["fp"], fp))
-        )
+        mine = same_audio.filter(pc.and_(pc.equal(same_audio["model"], model), pc.equal(same_audio["fp"], fp)))
         last = pc.if_else(mine["final"], mine["unit"], pa.scalar(-1, pa.int32()))
         mine = pa.table({"recording_id": mine["recording_id"], "unit": mine["unit"], "last": last})
         per = mine.group_by("recording_id").aggregate([("unit", "count_distinct"), ("last", "max")])
@@ -180,9 +178,7 @@ def balance(work: np.ndarray, *, decoders: int) -> list[int]:
     return [*tasks, count]
 
 
-def _rows(
-    left: pa.Table, entries: pa.Table, failures: dict[bytes, int], *, audio: str, by_length: bool
-) -> pa.Table:
+def _rows(left: pa.Table, entries: pa.Table, failures: dict[bytes, int], *, audio: str, by_length: bool) -> pa.Table:
     work = claim_seconds(left)
     order = np.argsort(-work, kind="stable") if by_length else np.asarray(pc.sort_indices(left["uri"]))
     left, work = left.take(pa.array(order)), work[order]
@@ -205,17 +201,11 @@ def _attempts(storage: Storage) -> dict[bytes, int]:
 
 def _settled(ids: pa.ChunkedArray, held: pa.Table) -> pa.ListArray:
     """For each id the ledger's entries, as lists in the order of the ids."""
-    found = pc.index_in(
-        held["recording_id"].cast(pa.binary()), value_set=ids.combine_chunks().cast(pa.binary())
-    )
+    found = pc.index_in(held["recording_id"].cast(pa.binary()), value_set=ids.combine_chunks().cast(pa.binary()))
     place = found.to_numpy(zero_copy_only=False) if len(found) else np.zeros(0)
     keep = np.flatnonzero(~np.isnan(place.astype(float)))
     rows = keep[np.argsort(place[keep].astype(np.int64), kind="stable")]
-    counts = (
-        np.bincount(place[rows].astype(np.int64), minlength=len(ids))
-        if len(rows)
-        else np.zeros(len(ids), int)
-    )
+    counts = np.bincount(place[rows].astype(np.int64), minlength=len(ids)) if len(rows) else np.zeros(len(ids), int)
     entries = held.select([field.name for field in SETTLED]).take(pa.array(rows)).combine_chunks()
     values = pa.StructArray.from_arrays(
         [entries[field.name].combine_chunks() for field in SETTLED], fields=list(SETTLED)

@@ -25,9 +25,7 @@ def read(store: str, name: str) -> pa.Table:
     storage = Storage(store)
     if not storage.list(f"{name}/"):
         return pa.table({})
-    return ds.dataset(
-        storage.path(name), filesystem=storage.fs, format="parquet", partitioning="hive"
-    ).to_table()
+    return ds.dataset(storage.path(name), filesystem=storage.fs, format="parquet", partitioning="hive").to_table()
 
 
 def tables(store: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""From a file to segments: decode, resample, cut, measure."""

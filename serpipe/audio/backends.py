@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class Header:
     claimed_s: float | None
 
 
-class Undecodable(Exception):
+class Undecodable(Exception):  # noqa: N818
     """This library cannot open the file, or found no audio in it."""
 
 
@@ -146,10 +146,8 @@ def _open_ffmpeg(path: str) -> Track:
     if stream.duration and stream.time_base:
         claimed = float(stream.duration * stream.time_base)
     else:
-        claimed = container.duration / av.time_base if container.duration else None
-    header = Header(
-        container.format.name.split(",")[0], codec.name, codec.sample_rate or 0, codec.channels, claimed
-    )
+        claimed = container.duration / av.time_base if container.duration else 0.0
+    header = Header(container.format.name.split(",")[0], codec.name, codec.sample_rate or 0, codec.channels, claimed)
     track = Track(header, iter(()))
     track.frames = _ffmpeg_frames(container, stream, track)
     return track
@@ -209,16 +207,15 @@ def _ffmpeg_frames(
 
 def _samples(frame: av.AudioFrame) -> Frames:
     """A decoded frame as float32 (channels, n), full scale at 1.0."""
-    array = frame.to_ndarray()
+    array: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         array = np.ascontiguousarray(array.reshape(-1, frame.layout.nb_channels).T)
-    if array.dtype == np.float32:
-        return array
+    samples: Frames = array.astype(np.float32, copy=False)
     if array.dtype == np.uint8:
-        return (array.astype(np.float32) - 128) / 128
-    if np.issubdtype(array.dtype, np.integer):
-        return array.astype(np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
-    return array.astype(np.float32)
+        samples = (samples - np.float32(128)) / np.float32(128)
+    elif np.issubdtype(array.dtype, np.integer):
+        samples = samples * np.float32(-1.0 / np.iinfo(array.dtype).min)
+    return samples
 
 
 def _plain(error: Exception) -> str:

@@ -245,7 +245,7 @@ def _warm_up() -> None:
     import av
     import soundfile
 
-    assert av and soundfile
+    del av, soundfile
 
 
 def _limit_memory(allowance: int) -> None:

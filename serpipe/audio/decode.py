@@ -129,9 +129,7 @@ class Decoding:
         peak = float(np.max(np.abs(frames))) if frames.size else 0.0
         at = f"{self.outcome.duration_s:.1f} s"
         if not np.isfinite(peak):
-            raise AudioError(
-                "AUDIO_NOT_FINITE", f"samples after {at} are NaN or infinite; export the file again"
-            )
+            raise AudioError("AUDIO_NOT_FINITE", f"samples after {at} are NaN or infinite; export the file again")
         if peak > FULL_SCALE_LIMIT:
             raise AudioError(
                 "AUDIO_OUT_OF_RANGE",
@@ -144,7 +142,8 @@ class Decoding:
             return frames
         if len(frames) == 1 or self._wanted == "first":
             return frames[:1]
-        return frames.mean(axis=0, keepdims=True, dtype=np.float32)
+        mixed: Frames = frames.mean(axis=0, keepdims=True, dtype=np.float32)
+        return mixed
 
     def _finish(self, resampler: soxr.ResampleStream | None) -> Iterator[NDArray[np.float32]]:
         if resampler is not None:
@@ -216,5 +215,7 @@ def _resampler(rate: int, channels: int) -> soxr.ResampleStream:
 
 def _resampled(resampler: soxr.ResampleStream, block: Frames, *, last: bool) -> Frames:
     if len(block) == 1:
-        return resampler.resample_chunk(np.ascontiguousarray(block[0]), last=last)[np.newaxis]
-    return np.ascontiguousarray(resampler.resample_chunk(np.ascontiguousarray(block.T), last=last).T)
+        one: Frames = resampler.resample_chunk(np.ascontiguousarray(block[0]), last=last)
+        return one[np.newaxis]
+    several: Frames = resampler.resample_chunk(np.ascontiguousarray(block.T), last=last)
+    return np.ascontiguousarray(several.T)

@@ -255,11 +255,7 @@ class _Given:
     def finish(self, total: int, speech: NDArray[np.float32]) -> list[Segment]:  # noqa: ARG002
         self.outside = sorted([*self.outside, *(index for start, _, index in self._placed if start >= total)])
         placed, self._placed = self._placed, deque()
-        return [
-            Segment(int(start), int(min(end, total)), given=index)
-            for start, end, index in placed
-            if start < total
-        ]
+        return [Segment(int(start), int(min(end, total)), given=index) for start, end, index in placed if start < total]
 
 
 class _Windows:

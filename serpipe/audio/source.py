@@ -100,14 +100,10 @@ def _failure(error: Exception) -> AudioError:
     if isinstance(error, FileNotFoundError) or status == 404:
         return AudioError("RECORDING_NOT_FOUND", "nothing is there; it was deleted or the uri is wrong")
     if isinstance(error, PermissionError) or status in (401, 403):
-        return AudioError(
-            "RECORDING_FORBIDDEN", "reading is not allowed; check the credentials and the policy"
-        )
+        return AudioError("RECORDING_FORBIDDEN", "reading is not allowed; check the credentials and the policy")
     if isinstance(error, IsADirectoryError):
         return AudioError("RECORDING_NOT_FOUND", "the uri names a folder, not a recording")
     if isinstance(error, ImportError | ValueError):
-        return AudioError(
-            "RECORDING_UNSUPPORTED", f"this kind of uri cannot be read here ({type(error).__name__})"
-        )
+        return AudioError("RECORDING_UNSUPPORTED", f"this kind of uri cannot be read here ({type(error).__name__})")
     # The error's own words may carry a signed url, so only its kind is kept.
     return AudioError("RECORDING_UNREACHABLE", f"reading failed ({type(error).__name__})", transient=True)

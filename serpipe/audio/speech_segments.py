@@ -164,9 +164,7 @@ class SpeechCutter:
         """Cuts pieces off the stretch while more than `longest` samples of it are left."""
         pieces = []
         while self._begin is not None and self._end - self._begin > longest:
-            cut = self._least_speech(
-                self._begin + MIN_PIECE, min(self._begin + MAX_PIECE, self._end - MIN_PIECE)
-            )
+            cut = self._least_speech(self._begin + MIN_PIECE, min(self._begin + MAX_PIECE, self._end - MIN_PIECE))
             pieces.append((self._begin, cut))
             self._begin = cut
         return pieces

@@ -29,9 +29,7 @@ def audio_fingerprint(segmentation: str, channels: Channels) -> str:
         >>> audio_fingerprint("window:6/3", "mix") == audio_fingerprint("window:6.0/3.0", "mix")
         True
     """
-    return ids.fingerprint(
-        "audio", str(DECODER_EPOCH), str(parse_segmentation(segmentation)), channels, str(UNIT_S)
-    )
+    return ids.fingerprint("audio", str(DECODER_EPOCH), str(parse_segmentation(segmentation)), channels, str(UNIT_S))
 
 
 class Decode:
@@ -149,9 +147,7 @@ class _Job:
                 error = AudioError(
                     "SEGMENT_TOO_LONG", f"a given segment is longer than {LONGEST_SEGMENT_S // 60} minutes"
                 )
-                builder.add_failure(
-                    self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"])
-                )
+                builder.add_failure(self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"]))
             else:
                 kept.append(entry)
         self._given = kept
@@ -169,9 +165,7 @@ class _Job:
         if self._models and not todo:
             return
         segments = [self._segment(unit, clip) for clip in unit.clips]
-        row = self._unit_row(
-            unit.number, final=unit.final, status="labelled" if segments else "empty", todo=todo
-        )
+        row = self._unit_row(unit.number, final=unit.final, status="labelled" if segments else "empty", todo=todo)
         builder.add_unit(row, unit, segments)
         if not row["new"]:
             return
@@ -196,9 +190,7 @@ class _Job:
                 "SEGMENT_OUTSIDE",
                 f"it starts at {entry['start_s']:.2f} s, the recording ends at {outcome.duration_s:.2f} s",
             )
-            builder.add_failure(
-                self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"])
-            )
+            builder.add_failure(self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"]))
         if self._row.get("known"):
             return
         builder.add_recording(

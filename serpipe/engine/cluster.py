@@ -75,7 +75,7 @@ def joined(address: str | None) -> Iterator[Cluster]:
     # Ray Data tells its plan and its operators at every run; progress is ours, errors come through.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(
             cpus=resources.get("CPU", 0.0),
             gpus=resources.get("GPU", 0.0),

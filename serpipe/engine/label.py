@@ -205,9 +205,7 @@ def label(
 
 def _resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
     if not models:
-        raise UsageError(
-            "MODEL_NONE", "no model was asked for; name one with --model, `serpipe models` lists them"
-        )
+        raise UsageError("MODEL_NONE", "no model was asked for; name one with --model, `serpipe models` lists them")
     references = [resolve(model, dtype=dtype) for model in models]
     names = [model.name for model in references]
     for name in names:
@@ -290,9 +288,7 @@ def _settle(storage: Storage, facts: RunFacts, counts: dict[str, Any], bad: pa.T
 
 def _lost(left: pa.Table) -> pa.Table:
     count = left.num_rows
-    message = (
-        "its worker died, or its block was lost, more often than it is tried; the next run tries it again"
-    )
+    message = "its worker died, or its block was lost, more often than it is tried; the next run tries it again"
     return pa.table(
         {
             "recording_id": left["recording_id"],
@@ -328,6 +324,4 @@ def _bad(rows: pa.Table) -> pa.Table:
 
 def _audio_s(storage: Storage, facts: RunFacts) -> float:
     names = storage.list(f"recordings/{facts.run_id}-")
-    return float(
-        pc.sum(parquet.read(storage, names, schemas.RECORDINGS, ["duration_s"])["duration_s"]).as_py() or 0.0
-    )
+    return float(pc.sum(parquet.read(storage, names, schemas.RECORDINGS, ["duration_s"])["duration_s"]).as_py() or 0.0)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from serpipe.errors import UsageError
 
 STORE_SHARE = 0.5
-"""Share of the object store that Ray Data uses (`RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION`)."""
+"""Of the object store, what Ray Data uses (`RAY_DATA_OBJECT_STORE_MEMORY_LIMIT_FRACTION`)."""
 
 RESERVED_SHARE = 0.5
-"""Share of that which is split evenly among the operators; the rest floats (ray.data ReservationOpResourceAllocator)."""
+"""Share of that which is split evenly among the operators; the rest floats (ReservationOpResourceAllocator)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +61,19 @@ def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) ->
         >>> need = Need(decoders=2, pools=((1, 0.0, 1.0), (1, 0.0, 1.0)), pack_bytes=20 << 20)
         >>> check(need, cpus=4, gpus=1, object_store_bytes=1 << 30)
         Traceback (most recent call last):
-        serpipe.errors.UsageError: CLUSTER_TOO_FEW_GPUS: the model pools hold 2 GPUs and the cluster has 1; put \
-models in one pool, or add GPUs
+        serpipe.errors.UsageError: CLUSTER_TOO_FEW_GPUS: the model pools hold 2 GPUs and the cluster has 1; use \
+one pool, or add GPUs
     """
     if need.gpus > gpus:
         raise UsageError(
             "CLUSTER_TOO_FEW_GPUS",
-            f"the model pools hold {need.gpus:g} GPUs and the cluster has {gpus:g}; put models in one pool, or add GPUs",
+            f"the model pools hold {need.gpus:g} GPUs and the cluster has {gpus:g}; use one pool, or add GPUs",
         )
     if need.cpus + 2 * LIGHT_CPUS > cpus:
         raise UsageError(
             "CLUSTER_TOO_FEW_CPUS",
-            f"decoders and model pools hold {need.cpus:.2g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, and the cluster has {cpus:g}; "
+            f"decoders and model pools hold {need.cpus:.2g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, "
+            f"and the cluster has {cpus:g}; "
             "use fewer with --decoders or --pool, or add CPUs",
         )
     operators = 3 + len(need.pools)

@@ -16,7 +16,6 @@ LINE_EVERY_S = 30.0
 _LOOK_EVERY_S = 1.0
 
 
-@ray.remote(num_cpus=0)
 class _Counters:
     def __init__(self) -> None:
         self._totals: dict[str, float] = {}
@@ -33,7 +32,7 @@ class Board:
     """Where commits tell what they wrote; for show only, the ledger is what counts."""
 
     def __init__(self) -> None:
-        self._counters: Any = _Counters.remote()
+        self._counters: Any = ray.remote(num_cpus=0)(_Counters).remote()
 
     def add(self, **counts: float) -> None:
         """Add to the counts, without waiting."""

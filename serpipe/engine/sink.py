@@ -33,7 +33,7 @@ class StoreSink(Datasink[dict[str, int]]):
         """Bytes that Ray gathers before it calls `write`."""
         return self._bundle_bytes
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> dict[str, int]:
+    def write(self, blocks: Iterable[Any], ctx: Any) -> dict[str, int]:  # noqa: ARG002
         """Commit one bundle."""
         packs = []
         for block in blocks:

@@ -28,7 +28,7 @@ class PlanSource(Datasource):
     """
 
     def __init__(self, root: str, run: str, tasks: list[int], queries: dict[int, pa.Array]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._root, self._run, self._tasks, self._queries = root, run, tasks, queries
 
     def estimate_inmemory_data_size(self) -> int:
@@ -36,7 +36,10 @@ class PlanSource(Datasource):
         return sum(self._tasks) * _ROW_BYTES
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        self,
+        parallelism: int,  # noqa: ARG002
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: Any = None,  # noqa: ARG002
     ) -> list[ReadTask]:
         """One task a row group; called several times, so it only counts."""
         return [

@@ -133,7 +133,7 @@ def _row_bytes(model: ModelRef, seconds: float, embeddings: str) -> float:
     """About what one segment weighs in a labelled pack: ids, times and measures, then what the model adds."""
     spec = model.spec
     vector = 2 * spec.embedding_width
-    size = 140 + 2 * (4 + 4 * len(spec.labels))
+    size: float = 140 + 2 * (4 + 4 * len(spec.labels))
     if embeddings != "none":
         size += vector
     if embeddings == "frame" and spec.frame_rate:

@@ -37,9 +37,7 @@ def claim_seconds(recordings: pa.Table) -> NDArray[np.float64]:
     if isinstance(ending, pa.ChunkedArray):
         ending = pa.concat_arrays(ending.chunks) if ending.num_chunks else pa.array([], pa.string())
     coded = ending.dictionary_encode()
-    rates = pa.array(
-        [_BYTES_PER_SECOND.get(e, _OTHER_BYTES_PER_SECOND) for e in coded.dictionary.to_pylist()]
-    )
+    rates = pa.array([_BYTES_PER_SECOND.get(e, _OTHER_BYTES_PER_SECOND) for e in coded.dictionary.to_pylist()])
     rate = pc.fill_null(rates.cast(pa.float64()).take(coded.indices), _OTHER_BYTES_PER_SECOND)
     size = recordings["size"].cast(pa.float64())
     claimed = recordings["claimed_s"].cast(pa.float64())

@@ -54,9 +54,7 @@ def mark_duplicates(rows: pa.Table) -> pa.Table:
     for i, (code, message) in faults.items():
         codes[i], errors[i] = code, message
     rows = rows.set_column(ROWS.get_field_index("error"), ROWS.field("error"), pa.array(errors, pa.string()))
-    return rows.set_column(
-        ROWS.get_field_index("error_code"), ROWS.field("error_code"), pa.array(codes, pa.string())
-    )
+    return rows.set_column(ROWS.get_field_index("error_code"), ROWS.field("error_code"), pa.array(codes, pa.string()))
 
 
 def collapse(rows: pa.Table) -> pa.Table:
@@ -128,9 +126,7 @@ def bad_rows_error(bad: pa.Table) -> UsageError:
     said = "1 row cannot be used" if bad.num_rows == 1 else f"{bad.num_rows} rows cannot be used"
     return UsageError(
         code,
-        f"{said}; mend the manifest, or pass `--skip-bad-rows` to quarantine them:\n  "
-        + "\n  ".join(lines)
-        + more,
+        f"{said}; mend the manifest, or pass `--skip-bad-rows` to quarantine them:\n  " + "\n  ".join(lines) + more,
     )
 
 
@@ -175,9 +171,7 @@ def _find_twins(rows: pa.Table, keys: _Keys, faults: dict[int, tuple[str, str]])
         for _, i, twin in others:
             code, what = _twin(keys, i, kept["uri"])
             place = f"{kept['source']}, row {kept['row']}"
-            hint = (
-                "; what follows `?` does not tell recordings apart" if kept["query"] != twin["query"] else ""
-            )
+            hint = "; what follows `?` does not tell recordings apart" if kept["query"] != twin["query"] else ""
             faults.setdefault(i, (code, f"{what} stands in {place} already{hint}"))
 
 
@@ -216,9 +210,7 @@ def _largest(column: pa.ChunkedArray, order: NDArray[np.int64], first: NDArray[n
         return pa.nulls(len(first), column.type)
     group = np.zeros(order.size, np.int64)
     group[first[1:]] = 1
-    table = pa.table(
-        {"group": pa.array(np.cumsum(group)), "value": column.take(pa.array(order)).combine_chunks()}
-    )
+    table = pa.table({"group": pa.array(np.cumsum(group)), "value": column.take(pa.array(order)).combine_chunks()})
     largest = table.group_by("group", use_threads=False).aggregate([("value", "max")]).sort_by("group")
     return largest["value_max"].combine_chunks()
 

@@ -139,6 +139,4 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _same_column(name: str, source: str = "the manifest") -> UsageError:
-    return UsageError(
-        "MANIFEST_SAME_COLUMN", f"{source} has two columns called {name!r}; rename or drop one of them"
-    )
+    return UsageError("MANIFEST_SAME_COLUMN", f"{source} has two columns called {name!r}; rename or drop one of them")

@@ -85,9 +85,7 @@ def read_files(place: str, deep: bool, glob: bool, batch_rows: int) -> Iterator[
             "mtime_ns": _text([entry.mtime_ns for entry in chunk]),
         }
         source = place.encode("utf-8", "backslashreplace").decode()
-        yield Batch(
-            source, np.arange(done + 1, done + 1 + len(chunk)), fields, empty_meta(len(chunk)), faults
-        )
+        yield Batch(source, np.arange(done + 1, done + 1 + len(chunk)), fields, empty_meta(len(chunk)), faults)
         done += len(chunk)
 
 

@@ -133,9 +133,7 @@ def _table_batch(uri: str, names: Sequence[str], roles: Mapping[str, str], chunk
         elif len(values) != len(names):
             faults[i] = ("MANIFEST_BAD_ROW", f"the row has {len(values)} values, the header {len(names)}")
         rows.append(nothing if i in faults else cast("list[str]", values))
-    columns = {
-        name: text_array(values, faults) for name, values in zip(names, zip(*rows, strict=True), strict=True)
-    }
+    columns = {name: text_array(values, faults) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
     owners = [name for name in names if name and name not in roles.values()]
     meta = meta_of_columns(owners, [columns[name] for name in owners], len(rows))
     fields = {role: columns[name] for role, name in roles.items()}
@@ -229,9 +227,7 @@ def _json_object(line: str) -> dict[str, object]:
     except RecursionError:
         raise BadRowError("MANIFEST_BAD_JSON", "the row is nested too deeply") from None
     if not isinstance(row, dict):
-        raise BadRowError(
-            "MANIFEST_BAD_JSON", f"the row is {type(row).__name__}, not an object of names and values"
-        )
+        raise BadRowError("MANIFEST_BAD_JSON", f"the row is {type(row).__name__}, not an object of names and values")
     if not encodable(line) or ("\\ud" in line.lower() and not encodable(json.dumps(row, ensure_ascii=False))):
         raise BadRowError("MANIFEST_BAD_ENCODING", "the row holds text that is not valid UTF-8")
     return row
@@ -257,13 +253,9 @@ def plain_row(named: Mapping[str, str]) -> Callable[[dict[str, object]], Describ
             known[names] = find_columns(names, {**here, **absent})
         roles = known[names]
         if isinstance(row.get(roles.get("uri", "")), (dict, list)):
-            raise BadRowError(
-                "MANIFEST_UNSUPPORTED", f"{roles['uri']} is a nested value, not one file's path"
-            )
+            raise BadRowError("MANIFEST_UNSUPPORTED", f"{roles['uri']} is a nested value, not one file's path")
         if "shard_id" in row and "audio_filepath" in row:
-            raise BadRowError(
-                "MANIFEST_UNSUPPORTED", "the audio lies inside a NeMo tar shard; unpack the shards first"
-            )
+            raise BadRowError("MANIFEST_UNSUPPORTED", "the audio lies inside a NeMo tar shard; unpack the shards first")
         fields = {role: render(row[name]) for role, name in roles.items()}
         taken = set(roles.values())
         meta = {k.strip(): t for k, v in row.items() if k not in taken and k.strip() and (t := render(v))}

@@ -41,9 +41,7 @@ def read_kaldi(
         def recording(number: int, line: str) -> Described:
             key, _, target = line.partition(" ")
             if key in seen:
-                raise BadRowError(
-                    "MANIFEST_DUPLICATE_KEY", f"the key {key!r} stands in line {seen[key]} already"
-                )
+                raise BadRowError("MANIFEST_DUPLICATE_KEY", f"the key {key!r} stands in line {seen[key]} already")
             seen[key] = number
             return {"uri": _target(target)}, _meta(key, None, speakers.get(key))
 
@@ -114,9 +112,7 @@ def _target(text: str) -> str:
     if text == "-":
         raise BadRowError("MANIFEST_UNSUPPORTED", "`-` stands for standard input, which is no file")
     if _OFFSET.search(text):
-        raise BadRowError(
-            "MANIFEST_UNSUPPORTED", f"{text[-80:]!r} is a place inside an archive; list audio files"
-        )
+        raise BadRowError("MANIFEST_UNSUPPORTED", f"{text[-80:]!r} is a place inside an archive; list audio files")
     return text
 
 

@@ -33,9 +33,7 @@ def describe(row: dict[str, Any]) -> Described:
     kind = row.get("type", "MonoCut")
     recording = row.get("recording")
     if kind != "MonoCut":
-        raise BadRowError(
-            "MANIFEST_UNSUPPORTED", f"the cut is a {kind}; only cuts of one channel of one file are read"
-        )
+        raise BadRowError("MANIFEST_UNSUPPORTED", f"the cut is a {kind}; only cuts of one channel of one file are read")
     if not isinstance(recording, dict) or not isinstance(recording.get("sources"), list):
         raise BadRowError("MANIFEST_UNSUPPORTED", "the cut has no recording, so there is no audio behind it")
     fields = {
@@ -73,18 +71,14 @@ def _source(recording: dict[str, Any]) -> str | None:
             "MANIFEST_PIPED_COMMAND", f"the source is a command ({str(source)[:80]!r}), which is never run"
         )
     if kind not in ("file", "url") or not isinstance(source, str):
-        raise BadRowError(
-            "MANIFEST_UNSUPPORTED", f"the source is of type {kind!r}; only `file` and `url` are read"
-        )
+        raise BadRowError("MANIFEST_UNSUPPORTED", f"the source is of type {kind!r}; only `file` and `url` are read")
     return source
 
 
 def _channel(channel: object, recording: dict[str, Any]) -> object:
     if isinstance(channel, list):
         if len(channel) != 1:
-            raise BadRowError(
-                "MANIFEST_UNSUPPORTED", f"the cut has the channels {channel}; only one can be read"
-            )
+            raise BadRowError("MANIFEST_UNSUPPORTED", f"the cut has the channels {channel}; only one can be read")
         channel = channel[0]
     channels = recording.get("channel_ids") or recording["sources"][0].get("channels")
     # The only channel of a mono file is its mix: two names for it would be two ids for each segment.

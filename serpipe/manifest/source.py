@@ -108,17 +108,13 @@ class Manifest:
             try:
                 batch = next(batches, None)
             except FileNotFoundError as error:
-                raise UsageError(
-                    "MANIFEST_NOT_FOUND", f"{part.location} has gone since it was found"
-                ) from error
+                raise UsageError("MANIFEST_NOT_FOUND", f"{part.location} has gone since it was found") from error
             except (PermissionError, ConnectionError, TimeoutError) as error:
                 raise storage.out_of_reach(part.location, error) from error
             except (OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException) as error:
                 where = f"behind row {read}" if read else "from its beginning"
                 what = f"{part.location} cannot be read as {self.format} {where}"
-                raise UsageError(
-                    "MANIFEST_UNREADABLE", f"{what} ({storage.said(error)}); is it complete?"
-                ) from error
+                raise UsageError("MANIFEST_UNREADABLE", f"{what} ({storage.said(error)}); is it complete?") from error
             if batch is None:
                 return
             if len(batch.numbers):
@@ -177,9 +173,7 @@ def open_manifest(
     named = dict(columns or {})
     check_roles(named)
     if format is not None and format not in FORMATS:
-        raise UsageError(
-            "MANIFEST_UNKNOWN_FORMAT", f"no format is called {format!r}; known: {', '.join(FORMATS)}"
-        )
+        raise UsageError("MANIFEST_UNKNOWN_FORMAT", f"no format is called {format!r}; known: {', '.join(FORMATS)}")
     try:
         place, query = canonical_uri(location)
     except ValueError as error:
@@ -187,9 +181,7 @@ def open_manifest(
     place = place.rstrip("/") or "/"
     kind, parts, companions, left_out = _find(place, query, format)
     if named and kind not in _WITH_COLUMNS:
-        raise UsageError(
-            "MANIFEST_NO_SUCH_COLUMN", f"{place} is read as {kind}, which has no columns to name"
-        )
+        raise UsageError("MANIFEST_NO_SUCH_COLUMN", f"{place} is read as {kind}, which has no columns to name")
     root = place if not storage.is_pattern(place) and storage.is_folder(place) and kind == "parquet" else ""
     manifest = Manifest(
         location=place,
@@ -215,9 +207,7 @@ def _find(place: str, query: str | None, wanted: str | None) -> _Found:
         return _find_folder(place, wanted)
     entry = storage.describe(place, query)
     if entry is None:
-        raise UsageError(
-            "MANIFEST_NOT_FOUND", f"there is no {place}; give a manifest, a folder or a glob pattern"
-        )
+        raise UsageError("MANIFEST_NOT_FOUND", f"there is no {place}; give a manifest, a folder or a glob pattern")
     if entry.size == 0:
         raise UsageError("MANIFEST_EMPTY", f"{place} is empty")
     kind = _format_of(place, query, wanted)
@@ -248,9 +238,7 @@ def _find_folder(folder: str, wanted: str | None) -> _Found:
     if wanted == "kaldi" or (wanted is None and storage.describe(scp) is not None):
         return _find(scp, None, "kaldi")
     if wanted not in (None, "folder", "parquet"):
-        raise UsageError(
-            "MANIFEST_UNKNOWN_FORMAT", f"{folder} is a folder; for {wanted} give a file or a pattern"
-        )
+        raise UsageError("MANIFEST_UNKNOWN_FORMAT", f"{folder} is a folder; for {wanted} give a file or a pattern")
     if wanted != "parquet":
         parts, left_out, count = split_folder(folder, glob=False)
         if count:

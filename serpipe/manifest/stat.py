@@ -50,9 +50,7 @@ class Listings:
             >>> Listings().stat(ROWS.empty_table()).num_rows
             0
         """
-        known = pc.or_(
-            pc.is_valid(rows["etag"]), pc.and_(pc.is_valid(rows["size"]), pc.is_valid(rows["mtime_ns"]))
-        )
+        known = pc.or_(pc.is_valid(rows["etag"]), pc.and_(pc.is_valid(rows["size"]), pc.is_valid(rows["mtime_ns"])))
         asked = pc.and_(pc.invert(known), pc.and_(pc.is_valid(rows["uri"]), pc.is_null(rows["error"])))
         if not pc.any(asked).as_py():
             return rows

@@ -85,11 +85,7 @@ def describe(uri: str, query: str | None = None) -> Entry | None:
     except (FileNotFoundError, NotADirectoryError) as error:
         # fsspec calls every failure on the web a missing file; only the status behind it tells.
         behind = error.__cause__
-        if (
-            is_web(uri)
-            and isinstance(behind, Exception)
-            and getattr(behind, "status", None) not in (404, 410)
-        ):
+        if is_web(uri) and isinstance(behind, Exception) and getattr(behind, "status", None) not in (404, 410):
             raise out_of_reach(uri, behind) from error
         return None
     except Exception as error:
@@ -268,9 +264,7 @@ def out_of_reach(uri: str, error: Exception) -> SerpipeError:
     refused = isinstance(error, PermissionError) or "redentials" in str(error)
     refused = refused or getattr(error, "status", None) in (401, 403)
     hint = "check the credentials and their rights to list and read" if refused else "try again"
-    return SerpipeError(
-        "MANIFEST_OUT_OF_REACH", f"{uri} cannot be read ({said(error)}); {hint}", transient=not refused
-    )
+    return SerpipeError("MANIFEST_OUT_OF_REACH", f"{uri} cannot be read ({said(error)}); {hint}", transient=not refused)
 
 
 def said(error: Exception) -> str:
@@ -307,9 +301,7 @@ def _entry(uri: str, info: dict[str, Any]) -> Entry:
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     changed = next((info[name] for name in _CHANGED if info.get(name) is not None), None)
     size = info.get("size")
-    return Entry(
-        uri, None if size is None else int(size), plain_etag(str(etag)) if etag else None, _ns(changed)
-    )
+    return Entry(uri, None if size is None else int(size), plain_etag(str(etag)) if etag else None, _ns(changed))
 
 
 def _ns(moment: object) -> int | None:

@@ -1,0 +1,1 @@
+"""The contract, the registry, one adapter a file."""

@@ -57,9 +57,7 @@ def run(
     pieces: list[NDArray[np.float32]] = []
     owners: list[int] = []
     for owner, waveform in enumerate(waveforms):
-        for piece in windows(
-            waveform, round(spec.max_seconds * SAMPLE_RATE), round(spec.min_seconds * SAMPLE_RATE)
-        ):
+        for piece in windows(waveform, round(spec.max_seconds * SAMPLE_RATE), round(spec.min_seconds * SAMPLE_RATE)):
             pieces.append(piece)
             owners.append(owner)
     outputs = _run_pieces(adapter, pieces, round(budget_s * SAMPLE_RATE), frames)
@@ -79,9 +77,7 @@ def windows(waveform: NDArray[np.float32], longest: int, shortest: int) -> list[
     return np.array_split(waveform, count) if count > 1 else [waveform]
 
 
-def _run_pieces(
-    adapter: Adapter, pieces: Sequence[NDArray[np.float32]], budget: int, frames: bool
-) -> Outputs:
+def _run_pieces(adapter: Adapter, pieces: Sequence[NDArray[np.float32]], budget: int, frames: bool) -> Outputs:
     spec = adapter.spec
     count = len(pieces)
     logits = np.zeros((count, len(spec.labels)), np.float32)
@@ -112,9 +108,7 @@ def _forward(
         yield batch, outputs
 
 
-def _pool(
-    outputs: Outputs, pieces: Sequence[NDArray[np.float32]], owners: Sequence[int], count: int
-) -> Outputs:
+def _pool(outputs: Outputs, pieces: Sequence[NDArray[np.float32]], owners: Sequence[int], count: int) -> Outputs:
     weights = np.array([len(piece) for piece in pieces], np.float64)
     totals = np.bincount(owners, weights, count)
 

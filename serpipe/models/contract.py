@@ -70,7 +70,9 @@ class Adapter(Protocol):
     """A loaded model. A segment gets the same numbers alone, in any batch and in any order."""
 
     @property
-    def spec(self) -> ModelSpec: ...
+    def spec(self) -> ModelSpec:
+        """The model's frozen facts."""
+        ...
 
     @property
     def weights_sha256(self) -> str:

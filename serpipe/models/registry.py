@@ -77,7 +77,7 @@ def module_of(name: str) -> ModelModule:
         UsageError: `MODEL_UNKNOWN`, with the nearest names.
     """
     if name in _SHIPPED:
-        return import_module(_SHIPPED[name])  # type: ignore[return-value]
+        return import_module(_SHIPPED[name])
     for point in entry_points(group=GROUP):
         if point.name == name:
             found: ModelModule = point.load()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from serpipe.audio.pack import rows_of, samples_of
 from serpipe.errors import ModelError
@@ -100,7 +102,7 @@ class Predict:
         return pack if self.keeps_audio else pack.drop_columns(["audio"])
 
     def _label(
-        self, name: str, adapter: Adapter, audio: np.ndarray, segments: pa.Table, units: pa.Table
+        self, name: str, adapter: Adapter, audio: NDArray[Any], segments: pa.Table, units: pa.Table
     ) -> tuple[pa.StructArray, pa.StructArray]:
         spec = adapter.spec
         wanted = [not todo or name in todo for todo in units["todo"].to_pylist()]
@@ -119,18 +121,14 @@ class Predict:
         waveforms = [audio[offsets[i] : offsets[i] + lengths[i]] for i in chosen]
         frames = self._embeddings == "frame" and spec.frame_rate is not None
         outputs = batching.run(adapter, waveforms, budget_s=BUDGET_S[self._device], frames=frames)
-        sound = np.isfinite(outputs.logits).all(axis=1) & np.isfinite(outputs.embeddings).all(axis=1)
+        sound = _finite(outputs.logits) & _finite(outputs.embeddings)
         for i, fine in zip(chosen, sound, strict=True):
             if not fine:
                 what = "the model gave numbers that are not finite"
                 failures.append({"segment": i, "code": "MODEL_NOT_FINITE", "message": what})
-        return self._results(spec, np.array(chosen, np.int32), outputs, sound), pa.array(
-            failures, MODEL_FAILURE
-        )
+        return self._results(spec, np.array(chosen, np.int32), outputs, sound), pa.array(failures, MODEL_FAILURE)
 
-    def _results(
-        self, spec: ModelSpec, chosen: np.ndarray, outputs: Outputs, sound: np.ndarray
-    ) -> pa.StructArray:
+    def _results(self, spec: ModelSpec, chosen: NDArray[Any], outputs: Outputs, sound: NDArray[Any]) -> pa.StructArray:
         kind = result_type(spec)
         count = int(sound.sum())
         embeddings = frames = None
@@ -155,12 +153,17 @@ class Predict:
         return pa.StructArray.from_arrays(columns, fields=list(kind))
 
 
-def _lists(values: np.ndarray) -> pa.ListArray:
+def _finite(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    rows: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
+    return rows
+
+
+def _lists(values: NDArray[Any]) -> pa.ListArray:
     ends = pa.array(np.arange(len(values) + 1) * values.shape[1], pa.int32())
     return pa.ListArray.from_arrays(ends, pa.array(values.ravel(), pa.float32()))
 
 
-def _vectors(values: np.ndarray, width: int) -> pa.FixedSizeListArray:
+def _vectors(values: NDArray[Any], width: int) -> pa.FixedSizeListArray:
     kind = pa.list_(pa.field("element", pa.float16(), nullable=False), width)
     half = np.clip(values, -65_504, 65_504).astype(np.float16)
     return pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), type=kind)

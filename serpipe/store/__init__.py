@@ -1,0 +1,1 @@
+"""Schemas, layout, commits, ledger, quarantine."""

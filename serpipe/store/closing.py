@@ -41,9 +41,7 @@ def _close(storage: Storage, record: runs.Run) -> Closed:
             committed[layout.stem(file)].append(file)
             stems.add(layout.stem(file))
         for place in (layout.embeddings(model, fp, start), layout.frames(model, fp, start)):
-            orphans += [
-                f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in stems
-            ]
+            orphans += [f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in stems]
         orphans += [
             f
             for f in storage.list(layout.quarantine(start).removesuffix(".parquet"))

@@ -93,9 +93,7 @@ def write(storage: Storage, commit: Commit) -> pa.Table:
     for part in open_parts:
         facts = common | {"model": part.model, "fp": part.fp, "settled": parquet.pack_table(part.settled)}
         parquet.write(storage, files[part.model], part.predictions, schemas.PREDICTIONS, facts)
-    settled = [part.settled for part in open_parts] + [
-        settled_by(storage, files[model]) for model in sorted(done)
-    ]
+    settled = [part.settled for part in open_parts] + [settled_by(storage, files[model]) for model in sorted(done)]
     return index(storage, name, settled)
 
 

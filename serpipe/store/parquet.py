@@ -33,9 +33,7 @@ def write(storage: Storage, name: str, table: pa.Table, schema: pa.Schema, facts
     storage.put(name, sink.getvalue())
 
 
-def read(
-    storage: Storage, names: Sequence[str], schema: pa.Schema, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read(storage: Storage, names: Sequence[str], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """Read several objects of one schema as one table.
 
     Args:
@@ -49,9 +47,7 @@ def read(
     wanted = schema if columns is None else pa.schema([schema.field(column) for column in columns])
     if not names:
         return wanted.empty_table()
-    dataset = ds.dataset(
-        [storage.path(name) for name in names], schema=schema, format="parquet", filesystem=storage.fs
-    )
+    dataset = ds.dataset([storage.path(name) for name in names], schema=schema, format="parquet", filesystem=storage.fs)
     return dataset.to_table(columns=wanted.names).cast(wanted)
 
 
@@ -64,9 +60,7 @@ def facts(storage: Storage, name: str) -> dict[str, str]:
     with storage.fs.open(storage.path(name), "rb") as file:
         metadata = pq.read_metadata(file).metadata or {}
     return {
-        key.removeprefix(_PREFIX).decode(): value.decode()
-        for key, value in metadata.items()
-        if key.startswith(_PREFIX)
+        key.removeprefix(_PREFIX).decode(): value.decode() for key, value in metadata.items() if key.startswith(_PREFIX)
     }
 
 

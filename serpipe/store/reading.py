@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,9 +27,7 @@ def open(store: str) -> Store:
     """
     storage = Storage(store)
     if not storage.exists(version.NAME):
-        raise UsageError(
-            "STORE_NOT_FOUND", f"{store} is no store; `serpipe label MANIFEST {store}` makes one"
-        )
+        raise UsageError("STORE_NOT_FOUND", f"{store} is no store; `serpipe label MANIFEST {store}` makes one")
     version.check(storage)
     return Store(storage)
 
@@ -98,16 +97,11 @@ class Store:
         log = self.quarantine()
         if not log.num_rows:
             return log
-        log = log.sort_by([("time", "descending"), ("run_id", "descending")])
-        keys = zip(
-            *(log[name].to_pylist() for name in ("recording_id", "segment_id", "model", "stage")), strict=True
-        )
-        seen: set[tuple[object, ...]] = set()
-        first = [i for i, key in enumerate(keys) if not (key in seen or seen.add(key))]
-        log = log.take(pa.array(first))
-        settled = self.entries.filter(
-            pc.and_(self.entries["final"], pc.not_equal(self.entries["status"], "failed"))
-        )
+        keys = ["recording_id", "segment_id", "model", "stage"]
+        order = log.append_column("row", pa.array(range(log.num_rows))).sort_by("time")
+        last = order.group_by(keys, use_threads=False).aggregate([("row", "last")])
+        log = log.take(last["row_last"])
+        settled = self.entries.filter(pc.and_(self.entries["final"], pc.not_equal(self.entries["status"], "failed")))
         mended = pc.is_in(
             log["recording_id"].cast(pa.binary()),
             value_set=settled["recording_id"].combine_chunks().cast(pa.binary()),
@@ -155,5 +149,5 @@ def _expression(values: dict[str, str]) -> ds.Expression:
     return expression
 
 
-def _pairs(table: pa.Table) -> list[tuple[str, ...]]:
+def _pairs(table: pa.Table) -> list[Any]:
     return sorted(zip(*(column.to_pylist() for column in table.columns), strict=True))

@@ -41,9 +41,7 @@ def commit_of(packs: Sequence[pa.Table], run: RunFacts) -> Commit:
         name=name,
         audio=run.audio,
         recordings=_stamped(_joined(packs, "recordings"), schemas.RECORDINGS, run),
-        segments=_stamped(
-            pa.concat_tables([part.filter(part["new"]) for part in parts]), schemas.SEGMENTS, run
-        ),
+        segments=_stamped(pa.concat_tables([part.filter(part["new"]) for part in parts]), schemas.SEGMENTS, run),
         quarantine=quarantine_rows(_joined(packs, "failures"), run),
         models=[_model_rows(packs, parts, model, fp, run, name) for model, fp in run.models.items()],
     )
@@ -68,9 +66,7 @@ def flatten(packs: pa.Table) -> pa.Table:
             results = rows_of(pack, f"results:{model}")
             mine = segments.take(results["segment"])
             table = _predictions(module_of(model).SPEC, mine, results)
-            table = table.add_column(0, "uri", mine["uri"]).add_column(
-                1, "model", pa.array([model] * table.num_rows)
-            )
+            table = table.add_column(0, "uri", mine["uri"]).add_column(1, "model", pa.array([model] * table.num_rows))
             tables.append(table.append_column("embedding", results["embedding"].cast(pa.list_(pa.float16()))))
     return pa.concat_tables(tables)
 
@@ -177,10 +173,7 @@ def _settled(
     count = units.num_rows
     columns = {
         **{column: units[column] for column in ("recording_id", "unit", "final", "status")},
-        **{
-            key: pa.array([value] * count)
-            for key, value in (("model", model), ("fp", fp), ("audio", run.audio))
-        },
+        **{key: pa.array([value] * count) for key, value in (("model", model), ("fp", fp), ("audio", run.audio))},
         "segments": pa.array(per_unit, pa.int32()),
         "rows": pa.array(rows, pa.int32()),
         "commit": pa.array([name] * count),

@@ -61,9 +61,7 @@ def save(storage: Storage, run: Run) -> None:
     storage.put(layout.run(run.run_id), json.dumps(asdict(run), indent=1, default=str).encode())
 
 
-def finish(
-    storage: Storage, run: Run, *, state: State = "finished", result: dict[str, Any] | None = None
-) -> None:
+def finish(storage: Storage, run: Run, *, state: State = "finished", result: dict[str, Any] | None = None) -> None:
     """Mark a run as ended."""
     record = asdict(run) | {"state": state, "ended": now(), "result": result or run.result}
     save(storage, Run(**record))

@@ -64,7 +64,8 @@ def speech_like(
                 )
     voice *= envelope
     voice += 1e-4 * rng.standard_normal(n)
-    return (0.5 * voice / max(np.max(np.abs(voice)), 1e-9)).astype(np.float32)
+    spoken: NDArray[np.float32] = (0.5 * voice / max(np.max(np.abs(voice)), 1e-9)).astype(np.float32)
+    return spoken
 
 
 def write_speech(
@@ -94,10 +95,7 @@ def write_speech(
     if path is None:
         path = Path(tempfile.mkdtemp(prefix="serpipe-speech-")) / f"speech-{seed}.wav"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    voices = [
-        speech_like(seconds, sample_rate=sample_rate, seed=seed + 1000 * channel)
-        for channel in range(channels)
-    ]
+    voices = [speech_like(seconds, sample_rate=sample_rate, seed=seed + 1000 * channel) for channel in range(channels)]
     subtypes = {".ogg": "VORBIS", ".opus": "OPUS", ".mp3": "MPEG_LAYER_III"}
     soundfile.write(
         str(path),

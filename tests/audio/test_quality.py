@@ -99,9 +99,7 @@ def test_measures_are_finite_plain_and_in_their_ranges(
     samples: NDArray[np.float32], speech: NDArray[np.float32] | None
 ) -> None:
     quality = measure(samples, speech)
-    assert all(
-        type(value) is float and math.isfinite(value) for value in astuple(quality) if value is not None
-    )
+    assert all(type(value) is float and math.isfinite(value) for value in astuple(quality) if value is not None)
     assert 0 <= quality.rms <= quality.peak * (1 + 1e-6) <= 9
     assert quality.peak == np.abs(samples).max()
     assert 0 <= quality.clipping <= 1

@@ -171,9 +171,7 @@ def test_windows(total: int, one: int, other: int, steps: list[int]) -> None:
 
 def seconds_or_odd(low: float, high: float) -> st.SearchStrategy[float]:
     return (
-        st.floats(low, high)
-        | st.integers(0, 40).map(lambda n: n / 2)
-        | st.sampled_from([0.5 / SECOND, 1.5 / SECOND])
+        st.floats(low, high) | st.integers(0, 40).map(lambda n: n / 2) | st.sampled_from([0.5 / SECOND, 1.5 / SECOND])
     )
 
 
@@ -186,9 +184,7 @@ given_ = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(given_, st.integers(0, 20 * SECOND), steps_)
-def test_given_segments_are_kept_clipped_or_named(
-    given: list[GivenSegment], total: int, steps: list[int]
-) -> None:
+def test_given_segments_are_kept_clipped_or_named(given: list[GivenSegment], total: int, steps: list[int]) -> None:
     segmenter = parse_segmentation("given").segmenter(given)
     segments = follow(segmenter, total, steps)
     expected = {}
@@ -250,8 +246,7 @@ def cut(stretch: tuple[int, int], speech: list[float]) -> list[tuple[int, int]]:
         candidates = [
             frame
             for frame in range(start // 512, end // 512 + 1)
-            if start + 2.75 * SECOND <= frame * 512 <= start + 11 * SECOND
-            and end - frame * 512 >= 2.75 * SECOND
+            if start + 2.75 * SECOND <= frame * 512 <= start + 11 * SECOND and end - frame * 512 >= 2.75 * SECOND
         ]
         # Fractions: no order of summing can matter.
         frame = min(candidates, key=lambda f: (sum(map(Fraction, speech[f - 4 : f + 4])), -f))
@@ -260,9 +255,7 @@ def cut(stretch: tuple[int, int], speech: list[float]) -> list[tuple[int, int]]:
     return [*pieces, (start, end)]
 
 
-def pieces_of(
-    speech: NDArray[np.float32], total: int, regions: list[dict[str, int]] | None = None
-) -> list[Segment]:
+def pieces_of(speech: NDArray[np.float32], total: int, regions: list[dict[str, int]] | None = None) -> list[Segment]:
     """The whole-array reference: Silero's own timestamps, merged, cut."""
     probabilities = speech.tolist()
     if regions is None:

@@ -18,7 +18,7 @@ PROGRAM = """
 import sys, ray, serpipe
 from serpipe.engine import spread
 spread.bundle_bytes = lambda *_: 1  # a commit a pack, so that there is a middle to be killed in
-ray.init("local", num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
 serpipe.label(sys.argv[1], sys.argv[2], segmentation="window:2/1")
 """
 

@@ -37,9 +37,7 @@ def test_every_segment_is_labelled_or_in_quarantine(labelled: tuple[str, serpipe
     assert not set(predicted) & set(failed)
 
 
-def test_every_recording_is_there_or_in_quarantine(
-    archive: Path, labelled: tuple[str, serpipe.Store]
-) -> None:
+def test_every_recording_is_there_or_in_quarantine(archive: Path, labelled: tuple[str, serpipe.Store]) -> None:
     _, store = labelled
     files = {str(path) for path in archive.rglob("*") if path.is_file()}
     there = set(store.recordings()["uri"].to_pylist())
@@ -63,9 +61,7 @@ def test_predictions_are_the_models_own(labelled: tuple[str, serpipe.Store]) -> 
     recording = next(row for row in store.recordings().to_pylist() if row["uri"] == uri)
     samples = soundfile.read(uri, dtype="float32")[0]
     model = resolve("embedded").load("cpu")
-    rows = [
-        row for row in store.predictions().to_pylist() if row["recording_id"] == recording["recording_id"]
-    ]
+    rows = [row for row in store.predictions().to_pylist() if row["recording_id"] == recording["recording_id"]]
     assert sorted((row["start_s"], row["end_s"]) for row in rows) == [(0.0, 6.0), (3.0, 8.0)]
     for row in rows:
         clip = samples[round(row["start_s"] * 16_000) : round(row["end_s"] * 16_000)]
@@ -76,9 +72,7 @@ def test_predictions_are_the_models_own(labelled: tuple[str, serpipe.Store]) -> 
         assert row["confidence"] == max(row["scores"])
 
 
-def test_the_second_run_does_nothing_and_never_imports_ray(
-    archive: Path, labelled: tuple[str, serpipe.Store]
-) -> None:
+def test_the_second_run_does_nothing_and_never_imports_ray(archive: Path, labelled: tuple[str, serpipe.Store]) -> None:
     store, _ = labelled
     before = sorted(path for path in Path(store).rglob("*"))
     program = (
@@ -179,7 +173,7 @@ def test_a_held_store_is_refused_with_its_holder(archive: Path, tmp_path: Path) 
     Storage(store).put("store.json", b'{"schema": "1"}')
     with (
         Lease(Storage(store), "run-of-somebody"),
-        pytest.raises(StoreError, match="run-of-somebody on .* since 20"),
+        pytest.raises(StoreError, match=r"run-of-somebody on .* since 20"),
     ):
         serpipe.label(str(archive), store)
 

@@ -73,9 +73,7 @@ def test_label_from_and_to_a_bucket(bucket: str, archive: Path, tmp_path: Path) 
     assert (again.run_id, again.done_before) == (None, 3)
     opened = serpipe.open(store)
     names = {row["recording_id"]: row["uri"] for row in opened.recordings().to_pylist()}
-    assert sorted(names.values()) == [
-        f"s3://archive/in/{name}" for name in ("one.wav", "three.flac", "two.wav")
-    ]
+    assert sorted(names.values()) == [f"s3://archive/in/{name}" for name in ("one.wav", "three.flac", "two.wav")]
     subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "in"), str(tmp_path / "store")],
         check=True,

@@ -74,9 +74,9 @@ def write_pandas_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_polars_parquet(path: Path, rows: Sequence[Row]) -> None:
-    pl.DataFrame(
-        [dict.fromkeys(_columns(rows)) | flat(row) for row in rows], infer_schema_length=None
-    ).write_parquet(path)
+    pl.DataFrame([dict.fromkeys(_columns(rows)) | flat(row) for row in rows], infer_schema_length=None).write_parquet(
+        path
+    )
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[Row]], None]] = {

@@ -76,13 +76,9 @@ def test_every_good_row_is_in_the_recordings_once(rows: list[dict[str, Any]]) ->
     good = [row for row in marked.to_pylist() if row["error"] is None]
     found = collapse(marked).to_pylist()
     assert {one["uri"] for one in found} == {row["uri"] for row in good}
-    segments = [
-        (one["uri"], s["start_s"], s["end_s"], s["channel"], s["meta"]) for one in found for s in one["given"]
-    ]
+    segments = [(one["uri"], s["start_s"], s["end_s"], s["channel"], s["meta"]) for one in found for s in one["given"]]
     given_rows = [
-        (r["uri"], r["start_s"], r["end_s"], r["channel"], r["meta"])
-        for r in good
-        if r["start_s"] is not None
+        (r["uri"], r["start_s"], r["end_s"], r["channel"], r["meta"]) for r in good if r["start_s"] is not None
     ]
     assert sorted(map(repr, segments)) == sorted(map(repr, given_rows))
     for one in found:
@@ -102,9 +98,7 @@ def test_every_good_row_is_in_the_recordings_once(rows: list[dict[str, Any]]) ->
 
 def test_duplicates_do_not_slip_into_recordings() -> None:
     row = {"uri": "/a.wav", "meta": []}
-    with pytest.raises(
-        UsageError, match=r"MANIFEST_DUPLICATE_URI: 1 row cannot .*\n  /m, row 1: .* /m, row 0 already"
-    ):
+    with pytest.raises(UsageError, match=r"MANIFEST_DUPLICATE_URI: 1 row cannot .*\n  /m, row 1: .* /m, row 0 already"):
         collapse(table([row, row]))
 
 
@@ -144,9 +138,7 @@ def test_memory_does_not_grow_with_a_manifest(tmp_path: Path) -> None:
     with (tmp_path / "m.csv").open("w") as stream:
         stream.write("path,start,end,text\n")
         stream.writelines(f"/archive/{i // 10}.wav,{i % 10},{i % 10 + 1},{words}{i}\n" for i in range(rows))
-    done = subprocess.run(
-        [sys.executable, "-c", _READ, tmp_path / "m.csv"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _READ, tmp_path / "m.csv"], capture_output=True, text=True, check=True)
     seen, early, peak = map(int, done.stdout.split())
     assert seen == rows
     assert peak - early < (tmp_path / "m.csv").stat().st_size / 3

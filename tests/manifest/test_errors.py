@@ -62,9 +62,7 @@ def bad_row(path: Path) -> tuple[int, str, str]:
         ("b\udcff.wav,0,1", "MANIFEST_BAD_ENCODING", r"'b\\udcff.wav' is not valid UTF-8"),
     ],
 )
-def test_a_bad_line_of_csv_is_named_and_the_rest_is_kept(
-    tmp_path: Path, line: str, code: str, sentence: str
-) -> None:
+def test_a_bad_line_of_csv_is_named_and_the_rest_is_kept(tmp_path: Path, line: str, code: str, sentence: str) -> None:
     filler = "".join(f"c{i}.wav,0,1\n" for i in range(9000)) if "\0" in line else ""
     text = f"uri,start,end\na.wav,0,1\n{filler}{line}\nz.wav,0,1\n"
     (tmp_path / "m.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -242,9 +240,7 @@ def test_only_the_first_five_bad_rows_are_shown(tmp_path: Path) -> None:
         ("m.csv", b"path,x,x\na.wav,1,2\n", "MANIFEST_SAME_COLUMN", "two columns called 'x'"),
     ],
 )
-def test_what_is_wrong_with_all_of_it(
-    tmp_path: Path, name: str, content: bytes, code: str, words: str
-) -> None:
+def test_what_is_wrong_with_all_of_it(tmp_path: Path, name: str, content: bytes, code: str, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     error = refusal(tmp_path / name)
     assert error.code == code
@@ -264,9 +260,7 @@ def test_what_is_wrong_with_all_of_it(
     ],
 )
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
-def test_options_that_cannot_be_followed(
-    tmp_path: Path, name: str, options: dict[str, object], code: str
-) -> None:
+def test_options_that_cannot_be_followed(tmp_path: Path, name: str, options: dict[str, object], code: str) -> None:
     (tmp_path / "m.csv").write_text("path\na.wav\n")
     (tmp_path / "m.jsonl").write_text('{"path": "a.wav"}')
     assert refusal(tmp_path / name, **options).code == code
@@ -321,9 +315,7 @@ _SOUP = st.text(st.sampled_from("ab,\t\"'\n\r;|{}[]: 01.-\x1c\u2028\ufeffé\udcf
     start=st.sampled_from(["", "path,start\n", "path\tstart\n", '{"path": "a.wav"}\n']),
     soup=_SOUP | st.lists(_JSON, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows))),
 )
-def test_whatever_a_file_holds_it_is_read_or_refused(
-    tmp_path: Path, name: str, start: str, soup: str
-) -> None:
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path: Path, name: str, start: str, soup: str) -> None:
     (tmp_path / name).write_bytes((start + soup).encode("utf-8", "surrogateescape"))
     refused: UsageError | None = None
     try:

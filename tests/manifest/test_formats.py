@@ -146,17 +146,12 @@ def test_csv_from_excel_in_utf_16(tmp_path: Path) -> None:
 def test_quotes_in_tsv_are_text_unless_they_enclose(tmp_path: Path) -> None:
     lines = ["path\tsentence", 'a.wav\t"No," he said', 'b.wav\t"so ""it"" is"', 'c.wav\t"']
     (tmp_path / "m.tsv").write_text("\n".join(lines))
-    found = {
-        Path(one["uri"]).name: one["meta"]["sentence"]
-        for one in plain(read_manifest(str(tmp_path / "m.tsv")))
-    }
+    found = {Path(one["uri"]).name: one["meta"]["sentence"] for one in plain(read_manifest(str(tmp_path / "m.tsv")))}
     assert found == {"a.wav": '"No," he said', "b.wav": 'so "it" is', "c.wav": '"'}
 
 
 @pytest.mark.parametrize("name", ["uri", "path", "audio", "audio_filepath", "wav", "URL", "File_Name"])
-@pytest.mark.parametrize(
-    ("start", "stop"), [("start", "end"), ("offset", "duration"), ("Start_Time", "end_time")]
-)
+@pytest.mark.parametrize(("start", "stop"), [("start", "end"), ("offset", "duration"), ("Start_Time", "end_time")])
 def test_names_of_every_convention(tmp_path: Path, name: str, start: str, stop: str) -> None:
     row = {name: "a.wav", start: 1.5, stop: 4.0 if "end" in stop else 2.5}
     (tmp_path / "m.jsonl").write_text(json.dumps(row))
@@ -275,9 +270,7 @@ def test_lhotse(tmp_path: Path) -> None:
         {"start_s": 0.1, "end_s": 0.3, "channel": None,
          "meta": {"id": "c1", "recording": "a.wav", "text": "hi", "speaker": "ann", "emotion": "sad"}}
     ]  # fmt: skip
-    assert second["given"] == [
-        {"start_s": 1.0, "end_s": 3.0, "channel": 1, "meta": {"id": "c2", "recording": "b.wav"}}
-    ]
+    assert second["given"] == [{"start_s": 1.0, "end_s": 3.0, "channel": 1, "meta": {"id": "c2", "recording": "b.wav"}}]
 
 
 def test_json_may_say_nan_and_is_told_so(tmp_path: Path) -> None:

@@ -16,12 +16,8 @@ RECORDING = bytes.fromhex("62c9f2091a8b732f49573e9ab9db07af")
 def test_golden_ids_are_those_of_the_first_release() -> None:
     assert recording_id("s3://bucket/a.wav", "etag=9b2c") == RECORDING
     assert recording_id("/data/Ünï códe.wav", "size=5,mtime_ns=7").hex() == "782c74503396e99ab138102db903c20a"
-    assert (
-        segment_id(RECORDING, None, 0, 16000, "00ff00ff00ff00ff").hex() == "c968c04e058169967eb6673ada235088"
-    )
-    assert (
-        segment_id(RECORDING, 1, 16000, 48000, "00ff00ff00ff00ff").hex() == "de64261a656d2a6474992d4152c9d316"
-    )
+    assert segment_id(RECORDING, None, 0, 16000, "00ff00ff00ff00ff").hex() == "c968c04e058169967eb6673ada235088"
+    assert segment_id(RECORDING, 1, 16000, 48000, "00ff00ff00ff00ff").hex() == "de64261a656d2a6474992d4152c9d316"
     assert fingerprint("decoder", 1, None) == "e0aa5bb7bbd2c27b"
 
 
@@ -60,9 +56,7 @@ def test_unicode_is_not_normalised() -> None:
     assert canonical_uri(decomposed)[0] == decomposed
 
 
-@given(
-    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map("/x/{}".format)
-)
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map("/x/{}".format))
 def test_canonical_is_a_fixed_point_and_file_urls_agree(path: str) -> None:
     uri, query = canonical_uri(path)
     assert query is None

@@ -77,16 +77,12 @@ def test_a_folder_is_every_file_that_may_be_audio(archive: Path) -> None:
     assert manifest.format == "folder"
     assert dict(manifest.left_out) == {".txt": 1, ".csv": 1, "hidden": 3}
     found = read_manifest(str(archive))["uri"].to_pylist()
-    assert sorted(found) == [
-        f"{archive}/{n}" for n in ("a.wav", "b", "deep/er/c d.MP3", "deep/é.xyz", "gone.wav")
-    ]
+    assert sorted(found) == [f"{archive}/{n}" for n in ("a.wav", "b", "deep/er/c d.MP3", "deep/é.xyz", "gone.wav")]
 
 
 def test_a_folder_has_the_ids_of_a_list_of_its_files(archive: Path, tmp_path: Path) -> None:
     folder = read_manifest(str(archive))
-    (tmp_path / "list.csv").write_text(
-        "path\n" + "".join(f"{uri}\n" for uri in reversed(folder["uri"].to_pylist()))
-    )
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{uri}\n" for uri in reversed(folder["uri"].to_pylist())))
     assert read_manifest(str(tmp_path / "list.csv")).equals(folder)
 
 
@@ -132,9 +128,7 @@ def test_a_file_that_is_not_utf_8_by_name_is_a_bad_row(tmp_path: Path) -> None:
 
 def test_folders_without_audio_say_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\n")
-    with pytest.raises(
-        UsageError, match=r"MANIFEST_EMPTY: no audio .* \(1 \.csv\); if \.csv holds the manifest"
-    ):
+    with pytest.raises(UsageError, match=r"MANIFEST_EMPTY: no audio .* \(1 \.csv\); if \.csv holds the manifest"):
         open_manifest(str(tmp_path))
 
 
@@ -171,9 +165,7 @@ def test_a_relative_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_memory() -> None:
     memory = fsspec.filesystem("memory")
-    memory.pipe(
-        {"/box/a b.wav": b"1", "/box/sub/é.wav": b"22", "/box/m.csv": "path\nsub/é.wav\na b.wav\n".encode()}
-    )
+    memory.pipe({"/box/a b.wav": b"1", "/box/sub/é.wav": b"22", "/box/m.csv": "path\nsub/é.wav\na b.wav\n".encode()})
     folder, table = read_manifest("memory://box"), read_manifest("memory://box/m.csv")
     assert sorted(folder["uri"].to_pylist()) == ["memory://box/a b.wav", "memory://box/sub/é.wav"]
     assert table.equals(folder)
@@ -182,8 +174,7 @@ def test_memory() -> None:
 
 def test_s3_folder_pattern_and_table_agree(bucket: str) -> None:
     etags = {
-        f"one/{name}": put(bucket, f"one/{name}", name.encode())
-        for name in ("a b.wav", "x/é#?.mp3", "x/c%20d.flac")
+        f"one/{name}": put(bucket, f"one/{name}", name.encode()) for name in ("a b.wav", "x/é#?.mp3", "x/c%20d.flac")
     }
     put(bucket, "one/.hidden/a.wav", b"")
     put(bucket, "one/list.csv", ("url\n" + "".join(f"s3a://{bucket}/{key}\n" for key in etags)).encode())
@@ -193,16 +184,13 @@ def test_s3_folder_pattern_and_table_agree(bucket: str) -> None:
         b'{"path": "a b.wav"}\n{"path": "./x/c%20d.flac"}\n{"path": "x/\xc3\xa9#?.mp3"}\n',
     )
     wanted = {
-        f"s3://{bucket}/{key}": recording_id(f"s3://{bucket}/{key}", f"etag={etag}")
-        for key, etag in etags.items()
+        f"s3://{bucket}/{key}": recording_id(f"s3://{bucket}/{key}", f"etag={etag}") for key, etag in etags.items()
     }
     folder = read_manifest(f"s3://{bucket}/one")
     assert dict(zip(folder["uri"].to_pylist(), folder["recording_id"].to_pylist(), strict=True)) == wanted
     for place in ("one/list.csv", "one/rel.jsonl", "one/"):
         assert read_manifest(f"s3://{bucket}/{place}").equals(folder), place
-    assert set(read_manifest(f"s3a://{bucket}/one/x/*")["uri"].to_pylist()) == {
-        u for u in wanted if "/x/" in u
-    }
+    assert set(read_manifest(f"s3a://{bucket}/one/x/*")["uri"].to_pylist()) == {u for u in wanted if "/x/" in u}
     assert dict(open_manifest(f"s3://{bucket}/one").left_out) == {".csv": 1, ".jsonl": 1, "hidden": 1}
 
 

@@ -82,10 +82,7 @@ def test_spec_states_what_the_file_holds() -> None:
 
 def test_spec_needs_no_torch() -> None:
     program = "import sys; from serpipe.models.embedded import SPEC; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", program], check=False, cwd=Path(__file__).parents[2]).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=Path(__file__).parents[2]).returncode == 0
 
 
 @given(st.integers(min_value=400, max_value=480_000))
@@ -131,9 +128,7 @@ def test_spectrogram_equals_a_plain_dft() -> None:
 lengths = st.one_of(st.sampled_from([400, 401, 719, 720, 721]), st.integers(min_value=400, max_value=160_000))
 
 
-@given(
-    st.lists(st.tuples(lengths, st.integers(min_value=0, max_value=5)), min_size=2, max_size=6), st.randoms()
-)
+@given(st.lists(st.tuples(lengths, st.integers(min_value=0, max_value=5)), min_size=2, max_size=6), st.randoms())
 @settings(max_examples=25, deadline=None)
 def test_alone_batched_and_shuffled_agree(cuts: list[tuple[int, int]], random: object) -> None:
     waves = [sounds()[which][-length:] for length, which in cuts]
@@ -141,7 +136,8 @@ def test_alone_batched_and_shuffled_agree(cuts: list[tuple[int, int]], random: o
     random.shuffle(order)  # type: ignore[attr-defined]
     batched = model().forward(waves, frames=True)
     shuffled = model().forward([waves[i] for i in order], frames=True)
-    assert batched.frames is not None and shuffled.frames is not None
+    assert batched.frames is not None
+    assert shuffled.frames is not None
     for place, i in enumerate(order):
         alone = model().forward([waves[i]], frames=True)
         assert alone.frames is not None
@@ -166,9 +162,7 @@ def test_the_tolerance_notices_a_pad_taken_for_speech() -> None:
     for sound in sounds():
         wave = sound[:30_000]
         padded = np.concatenate([wave, np.zeros(20_000, np.float32)])
-        difference = (
-            model().forward([wave], frames=False).logits - model().forward([padded], frames=False).logits
-        )
+        difference = model().forward([wave], frames=False).logits - model().forward([padded], frames=False).logits
         assert np.abs(difference).max() > 100 * TOLERANCE * spread()
 
 
@@ -184,9 +178,7 @@ def test_the_tolerance_notices_a_missing_mask(removed: str, monkeypatch: pytest.
     if removed == "convolution":
         for block in network.blocks:
             honest = block.forward
-            monkeypatch.setattr(
-                block, "forward", lambda frames, mask, run=honest: run(frames, torch.ones_like(mask))
-            )
+            monkeypatch.setattr(block, "forward", lambda frames, mask, run=honest: run(frames, torch.ones_like(mask)))
         used = mask
     else:
         used = torch.ones_like(mask)
@@ -311,10 +303,7 @@ def test_unweighted_accuracy_on_speakers_it_never_heard() -> None:
         rows = [row for row in csv.DictReader(lines) if row["split"] == "test"]
     assert len(rows) == 99
     logits = np.concatenate(
-        [
-            model().forward([soundfile.read(DATA / row["path"], dtype="float32")[0]], frames=False).logits
-            for row in rows
-        ]
+        [model().forward([soundfile.read(DATA / row["path"], dtype="float32")[0]], frames=False).logits for row in rows]
     )
     predicted = np.array(embedded.SPEC.labels)[logits.argmax(axis=1)]
     true = np.array([row["emotion"] for row in rows])

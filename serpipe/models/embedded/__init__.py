@@ -30,11 +30,7 @@ def weights_sha256(directory: str | None) -> str:
     Raises:
         ModelError: MODEL_WEIGHTS_UNREADABLE if the file is absent.
     """
-    path = (
-        Path(directory) / "weights.safetensors"
-        if directory
-        else Path(__file__).with_name("weights.safetensors")
-    )
+    path = Path(directory) / "weights.safetensors" if directory else Path(__file__).with_name("weights.safetensors")
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

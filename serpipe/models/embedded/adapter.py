@@ -79,9 +79,7 @@ class EmbeddedAdapter:
         per_frame = None
         if frames:
             every = outputs.frames.float().cpu().numpy()
-            per_frame = [
-                rows[: frame_count(length)].copy() for rows, length in zip(every, lengths, strict=True)
-            ]
+            per_frame = [rows[: frame_count(length)].copy() for rows, length in zip(every, lengths, strict=True)]
         return Outputs(
             logits=logits.cpu().numpy(),
             scores=logits.softmax(dim=-1).cpu().numpy(),
@@ -126,9 +124,7 @@ def _refuse_mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     for name in sorted(wanted.keys() & found.keys()):
         ours, theirs = wanted[name], found[name]
         if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
-            faults.append(
-                f"{name} is {theirs.dtype} {tuple(theirs.shape)}, not {ours.dtype} {tuple(ours.shape)}"
-            )
+            faults.append(f"{name} is {theirs.dtype} {tuple(theirs.shape)}, not {ours.dtype} {tuple(ours.shape)}")
     if faults:
         raise ModelError(
             "MODEL_WEIGHTS_MISMATCH",

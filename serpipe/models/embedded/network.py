@@ -159,9 +159,7 @@ class EmbeddedNetwork(nn.Module):
             frames = block(frames, mask)
         attention = self.attention(frames).masked_fill(mask == 0, -torch.inf).softmax(dim=1)
         uniform = mask / mask.sum(dim=1, keepdim=True)
-        pooled = torch.cat(
-            [_mean_and_deviation(mels, uniform), _mean_and_deviation(frames, attention)], dim=-1
-        )
+        pooled = torch.cat([_mean_and_deviation(mels, uniform), _mean_and_deviation(frames, attention)], dim=-1)
         embeddings = self.embedding(self.dropout(self.pooled_norm(pooled)))
         logits = self.classifier(self.dropout(functional.gelu(embeddings)))
         return NetworkOutputs(logits, embeddings, frames)
