@@ -29,7 +29,7 @@ import soxr
 import torch
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from scipy import signal
 from torch import Tensor, nn
 from torch.nn import functional
@@ -301,6 +301,7 @@ def score_once(directory: Path, clips: Sequence[Clip]) -> dict[str, float]:
     help="Processes of one thread each.",
 )
 def main(data: Path, out: Path | None, seeds: int, workers: int) -> None:
+    """Prepare, score the recipe, train, score once, keep seed 0."""
     began = time.monotonic()
     clips = read_clips(data)
     dev = [clip for clip in clips if clip.split == "dev"]
@@ -316,7 +317,7 @@ def main(data: Path, out: Path | None, seeds: int, workers: int) -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 directory = out if out is not None and seed == 0 else Path(scratch)
                 directory.mkdir(parents=True, exist_ok=True)
-                save_file(network.state_dict(), directory / WEIGHTS)
+                (directory / WEIGHTS).write_bytes(save(network.state_dict()))
                 found = score_once(directory, test)
             scores.append(float(np.mean(list(found.values()))))
             each = ", ".join(f"{label} {recall:.2f}" for label, recall in found.items())

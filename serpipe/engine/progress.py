@@ -106,6 +106,7 @@ class Progress:
         )
 
     def _left(self, audio_s: float, elapsed: float) -> str:
-        if not audio_s:
+        if not audio_s or audio_s > self._total_s:
+            # Without claimed durations the total is a guess from file sizes, and this one was too low.
             return "?"
         return f"{max(self._total_s - audio_s, 0.0) * elapsed / audio_s:.0f}"

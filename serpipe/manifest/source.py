@@ -210,6 +210,9 @@ def _find(place: str, query: str | None, wanted: str | None) -> _Found:
         raise UsageError("MANIFEST_NOT_FOUND", f"there is no {place}; give a manifest, a folder or a glob pattern")
     if entry.size == 0:
         raise UsageError("MANIFEST_EMPTY", f"{place} is empty")
+    if wanted is None and _ending(place) not in _BY_ENDING and _is_binary(place, query):
+        # No list is binary but Parquet: this is one recording, and a pattern without a wildcard.
+        return "glob", (_part(entry, query),), {}, {}
     kind = _format_of(place, query, wanted)
     companions = {}
     if kind == "kaldi":
@@ -267,6 +270,11 @@ def _ending(uri: str) -> str:
     for packed in _PACKED:
         name = name.removesuffix(packed)
     return posixpath.splitext(name)[1]
+
+
+def _is_binary(uri: str, query: str | None) -> bool:
+    with storage.open_bytes(uri, query) as raw:
+        return b"\0" in raw.read(_ENOUGH)
 
 
 def _format_of(uri: str, query: str | None, wanted: str | None) -> str:

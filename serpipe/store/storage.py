@@ -19,7 +19,7 @@ class Storage:
         root: a local path or any fsspec URL that can be written.
 
     Attributes:
-        root: as given, without a trailing slash.
+        root: as given, without a trailing slash; a local path is absolute.
         fs: the fsspec filesystem beneath, for readers.
 
     Raises:
@@ -44,6 +44,9 @@ class Storage:
             ) from None
         self._path = path.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local:
+            # Workers open the same store from other working directories.
+            self.root = self._path
 
     def path(self, name: str = "") -> str:
         """Where an object lies, as the filesystem beneath names it."""

@@ -15,10 +15,10 @@ SPEC = ModelSpec(
     licence="Apache-2.0",
     labels=("anger", "happiness", "neutral", "sadness"),
     taxonomy="ekman",
-    parameters=149_797,
+    parameters=77_445,
     min_seconds=0.025,
     max_seconds=30.0,
-    embedding_width=96,
+    embedding_width=64,
     frame_rate=50.0,
     adapter_epoch=1,
 )
@@ -56,7 +56,7 @@ def load(directory: str | None, *, device: str, dtype: str = "float32") -> Adapt
         >>> model = load(None, device="cpu")
         >>> outputs = model.forward([np.zeros(16_000, np.float32), np.zeros(400, np.float32)], frames=True)
         >>> outputs.logits.shape, outputs.embeddings.shape, [f.shape for f in outputs.frames]
-        ((2, 4), (2, 96), [(49, 96), (1, 96)])
+        ((2, 4), (2, 64), [(49, 64), (1, 64)])
     """
     # PyTorch takes seconds to import; planning and listing models need the spec alone.
     from serpipe.models.embedded.adapter import EmbeddedAdapter

@@ -59,7 +59,7 @@ class EmbeddedAdapter:
 
         Args:
             waveforms: mono float32 samples at 16 kHz, each of 400 to 480 000 samples.
-            frames: whether frame embeddings are wanted too, float32 (1 + (samples - 400) // 320, 96) each.
+            frames: whether frame embeddings are wanted too, float32 (1 + (samples - 400) // 320, 64) each.
 
         Raises:
             ModelError: MODEL_SEGMENT_LENGTH if a waveform is shorter or longer than the spec allows.

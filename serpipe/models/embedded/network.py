@@ -19,7 +19,7 @@ WINDOW = 400
 HOP = 320
 """Samples from frame to frame: 20 ms, the 50 Hz grid of wav2vec 2.0 and its relatives."""
 MELS = 64
-WIDTH = 96
+WIDTH = 64
 """Channels of a frame, and length of the utterance embedding."""
 CLASSES = 4
 
@@ -133,7 +133,7 @@ class EmbeddedNetwork(nn.Module):
     mel_mean: Tensor
     mel_deviation: Tensor
 
-    def __init__(self, *, dropout: float = 0.2) -> None:
+    def __init__(self, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("mel_mean", torch.zeros(MELS))
         self.register_buffer("mel_deviation", torch.ones(MELS))
