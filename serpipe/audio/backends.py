@@ -26,6 +26,9 @@ BLOCK = 65_536
 
 _LONGEST_PACKET_S = 10.0
 
+_BETTER_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+"""FFmpeg's own AMR decoders refuse the frames that phones send while nobody speaks."""
+
 _SNDFILE_FIRST = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"caff", b"NIST", b"OggS")
 
 
@@ -73,14 +76,8 @@ class Track:
     error: str | None = None
 
 
-def backends_for(path: str) -> tuple[str, str]:
-    """Which library to try first and second, by the file's first bytes, never by its name.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with open(path, "rb") as file:
-        magic = file.read(4)
+def backends_for(magic: bytes) -> tuple[str, str]:
+    """Which library to try first and second, by the file's first four bytes, never by its name."""
     return ("sndfile", "ffmpeg") if magic in _SNDFILE_FIRST else ("ffmpeg", "sndfile")
 
 
@@ -93,8 +90,13 @@ def open_track(path: str, backend: str) -> Track:
 
     Raises:
         Undecodable: the library finds nothing it can decode, with its reason.
+        OSError: the file cannot be read.
     """
-    return _open_sndfile(path) if backend == "sndfile" else _open_ffmpeg(path)
+    with open(path, "rb") as file:
+        # Both libraries take a file they cannot make out for headerless audio when its name ends in .au, .al, .g722
+        # or the like, and play an error page as noise; a playlist may send them to other files. No name, no guess.
+        nameless = f"/proc/self/fd/{file.fileno()}"
+        return _open_sndfile(nameless) if backend == "sndfile" else _open_ffmpeg(nameless)
 
 
 def _open_sndfile(path: str) -> Track:
@@ -143,10 +145,11 @@ def _open_ffmpeg(path: str) -> Track:
     if codec is None or (not codec.sample_rate and codec.name not in ("flac",)):
         container.close()
         raise Undecodable("the audio track has no sampling rate")
+    claimed: float | None = None
     if stream.duration and stream.time_base:
         claimed = float(stream.duration * stream.time_base)
-    else:
-        claimed = container.duration / av.time_base if container.duration else 0.0
+    elif container.duration:
+        claimed = container.duration / av.time_base
     header = Header(container.format.name.split(",")[0], codec.name, codec.sample_rate or 0, codec.channels, claimed)
     track = Track(header, iter(()))
     track.frames = _ffmpeg_frames(container, stream, track)
@@ -161,6 +164,8 @@ def _ffmpeg_frames(
     fifo: av.AudioFifo | None = None
     shape: tuple[int, str, str] | None = None
     gap_s = 0.0
+
+    decoder = _decoder(stream)
 
     def drain() -> Iterator[tuple[int, Frames]]:
         if fifo is not None and shape is not None and (frame := fifo.read(0, partial=True)) is not None:
@@ -177,7 +182,9 @@ def _ffmpeg_frames(
             if packet is None:
                 break
             try:
-                frames = packet.decode()
+                frames = decoder.decode(packet)
+            except MemoryError:
+                raise
             except (av.FFmpegError, ValueError):
                 if packet.duration and packet.time_base:
                     gap_s += min(float(packet.duration * packet.time_base), _LONGEST_PACKET_S)
@@ -203,6 +210,20 @@ def _ffmpeg_frames(
         yield from drain()
         if gap_s and track.error is None:
             track.error = f"the last {gap_s:.2f} s cannot be decoded"
+
+
+def _decoder(stream: av.AudioStream) -> av.AudioCodecContext:
+    """The stream's own decoder, or one that knows more of its codec where this FFmpeg has it."""
+    import av
+
+    codec: av.AudioCodecContext = stream.codec_context
+    better = _BETTER_DECODERS.get(codec.name)
+    if better is None or better not in av.codecs_available:
+        return codec
+    other = av.CodecContext.create(better, "r")
+    assert isinstance(other, av.AudioCodecContext)
+    other.sample_rate, other.layout = codec.sample_rate, codec.layout
+    return other
 
 
 def _samples(frame: av.AudioFrame) -> Frames:

@@ -23,7 +23,8 @@ from serpipe.audio.backends import Header
 from serpipe.audio.decode import Channels, Decoding, Outcome
 from serpipe.errors import AudioError
 
-_HEADER, _AUDIO, _END, _FAILED = b"H", b"A", b"E", b"F"
+_HEADER, _AUDIO, _END, _FAILED = b"HEAD", b"PCMF", b"DONE", b"FAIL"
+"""Four bytes, so that the samples behind them lie where float32 must."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class ChildDecoder:
             message = self._pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise self._death() from None
-        kind, body = message[:1], memoryview(message)[1:]
+        kind, body = message[:4], memoryview(message)[4:]
         if kind in (_END, _FAILED):
             self._busy = False
         return kind, body
@@ -157,6 +158,7 @@ class ChildDecoder:
             "serpipe.audio.child",
             str(theirs.fileno()),
             str(self._limits.memory_bytes),
+            str(os.getpid()),
         ]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self._process = subprocess.Popen(
@@ -196,9 +198,9 @@ def _failure(body: memoryview) -> AudioError:
     return AudioError(failed["code"], failed["message"])
 
 
-def main(descriptor: int, memory_bytes: int) -> None:
+def main(descriptor: int, memory_bytes: int, parent: int) -> None:
     """The child: decode what is asked for until the pipe closes."""
-    _end_with_parent()
+    _end_with(parent)
     pipe = Connection(descriptor)
     limited = False
     while True:
@@ -257,14 +259,15 @@ def _limit_memory(allowance: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + allowance, used + allowance))
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     import ctypes
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() == 1:
+    # It may have died before; in a container it may well be process 1.
+    if os.getppid() != parent:
         sys.exit()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -5,7 +5,6 @@ Runs in the child process of `serpipe.audio.child`; works as well in process.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -162,10 +161,12 @@ class Decoding:
 
 def _first_that_decodes(path: str) -> tuple[Track, tuple[int, Frames]]:
     """The first library that gets a sample out of the file, and its first block."""
-    if os.path.getsize(path) == 0:
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if not magic:
         raise AudioError("AUDIO_EMPTY", "the file holds no byte; it was never written to its end")
     code, reasons = "AUDIO_UNDECODABLE", []
-    for backend in backends_for(path):
+    for backend in backends_for(magic):
         try:
             track = open_track(path, backend)
             check_header(track.header)

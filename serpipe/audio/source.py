@@ -43,8 +43,8 @@ def local_copy(
     if not is_remote(uri):
         try:
             found = os.stat(uri).st_size
-            with open(uri, "rb"):
-                pass
+            # A named pipe that nobody writes to must hang in the child, which has a deadline.
+            os.close(os.open(uri, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
             raise _failure(error) from error
         _check_size(found, size)
@@ -97,7 +97,7 @@ def _worth_a_retry(error: BaseException) -> bool:
 
 def _failure(error: Exception) -> AudioError:
     status = getattr(error, "status", None)
-    if isinstance(error, FileNotFoundError) or status == 404:
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or status == 404:
         return AudioError("RECORDING_NOT_FOUND", "nothing is there; it was deleted or the uri is wrong")
     if isinstance(error, PermissionError) or status in (401, 403):
         return AudioError("RECORDING_FORBIDDEN", "reading is not allowed; check the credentials and the policy")

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
@@ -20,6 +21,7 @@ from serpipe.engine.preflight import ACTOR_CPUS, LIGHT_CPUS
 from serpipe.engine.progress import Board
 from serpipe.engine.sink import StoreSink
 from serpipe.engine.source import PlanSource
+from serpipe.errors import SerpipeError
 from serpipe.models.contract import SAMPLE_RATE
 from serpipe.models.registry import ModelRef
 from serpipe.models.stage import Predict
@@ -94,7 +96,11 @@ class _Predict(Predict):
 
 
 def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -> None:
-    """Run the pipeline to its end. That Ray returns says nothing: the caller compares the plan with the ledger."""
+    """Run the pipeline to its end. That Ray returns says nothing: the caller compares the plan with the ledger.
+
+    Raises:
+        SerpipeError: `RUN_BROKEN`, Ray gave up, with its reason.
+    """
     with _context(), warnings.catch_warnings():
         # The bounded retries have no other name in Ray 2.60; see `_bounded`.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -137,7 +143,13 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
                 compute=ray.data.ActorPoolStrategy(size=pool.actors),
                 **_bounded(),
             )
-        dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT_CPUS, "max_retries": TASK_RETRIES})
+        try:
+            dataset.write_datasink(sink, ray_remote_args={"num_cpus": LIGHT_CPUS, "max_retries": TASK_RETRIES})
+        except (ray.exceptions.RayError, SystemException, ExecutionTimeoutError) as error:
+            cause = str(error).strip().splitlines()[-1]
+            raise SerpipeError(
+                "RUN_BROKEN", f"Ray gave the run up ({cause}); what is committed counts, run the same command again"
+            ) from error
 
 
 def _bounded() -> dict[str, Any]:
