@@ -102,8 +102,14 @@ def open_track(path: str, backend: str) -> Track:
 def _open_sndfile(path: str) -> Track:
     import soundfile
 
+    class Forward(soundfile.SoundFile):  # type: ignore[misc]
+        """Seeks to where it should be after every read, unless it cannot: past a lost Ogg page that repeats audio."""
+
+        def seekable(self) -> bool:
+            return False
+
     try:
-        file = soundfile.SoundFile(path)
+        file = Forward(path)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise Undecodable(_plain(error)) from error
     # libsndfile marks an unknown length with a frame count near 2^63.

@@ -43,10 +43,12 @@ class Catalogue:
     Attributes:
         parts: read one part each, a table of `serpipe.manifest.schemas.RECORDINGS`.
         bad: rows that cannot be used, of `ROWS`.
+        run: the run that stored it; None where it was read here.
     """
 
     parts: tuple[Callable[[], pa.Table], ...]
     bad: pa.Table
+    run: str | None = None
 
 
 def is_small(manifest: Manifest) -> bool:
@@ -156,4 +158,4 @@ def _stored(storage: Storage, run: str) -> Catalogue:
         return lambda: parquet.read(storage, [name], RECORDINGS)
 
     bad = parquet.read(storage, storage.list(f"runs/{run}/bad-rows/"), ROWS)
-    return Catalogue(tuple(reader(name) for name in storage.list(f"runs/{run}/catalogue/")), bad)
+    return Catalogue(tuple(reader(name) for name in storage.list(f"runs/{run}/catalogue/")), bad, run)

@@ -138,6 +138,7 @@ def label(
         segmentation = str(parse_segmentation(segmentation or _default_segmentation(read)))
         channels = channels or _default_channels(read)
         facts = RunFacts(run_id=run_id, audio=audio_fingerprint(segmentation, channels), models=fingerprints)
+        _log_bad_rows(storage, read.bad, facts)
         todo = plan.make_plan(
             storage,
             run_id,
@@ -154,8 +155,6 @@ def label(
             "bad_rows": read.bad.num_rows,
             "left_out": sum(found.left_out.values()),
         }
-        if not todo.tasks:
-            return Result(run_id=None, **counts, elapsed_s=time.monotonic() - began)
         record = runs.Run(
             run_id=run_id,
             started=runs.now(),
@@ -172,6 +171,11 @@ def label(
                 "serpipe": __version__,
             },
         )
+        if not todo.tasks:
+            if read.run == run_id:
+                # The next run finds the catalogue by this record, and need not read the manifest again.
+                runs.finish(storage, record, result=counts)
+            return Result(run_id=None, **counts, elapsed_s=time.monotonic() - began)
         runs.save(storage, record)
         from serpipe.engine import pipeline, spread
         from serpipe.engine.sink import StoreSink
@@ -198,7 +202,7 @@ def label(
                 board=board,
             )
             pipeline.execute(PlanSource(storage.root, run_id, todo.tasks, todo.queries), stages, sink, board)
-        result = _settle(storage, facts, counts, read.bad, began)
+        result = _settle(storage, facts, counts, began)
         runs.finish(storage, record, result=asdict(result))
         return result
 
@@ -257,7 +261,22 @@ def _progress(total_s: float) -> Iterator[Any]:
         yield board
 
 
-def _settle(storage: Storage, facts: RunFacts, counts: dict[str, Any], bad: pa.Table, began: float) -> Result:
+def _log_bad_rows(storage: Storage, bad: pa.Table, facts: RunFacts) -> None:
+    """Put the manifest's bad rows in quarantine, once: not again by every run that meets them."""
+    if not bad.num_rows:
+        return
+    key = ["recording_id", "code", "message"]
+    log = parquet.read(storage, storage.list("quarantine/"), schemas.QUARANTINE, key)
+    logged = set(zip(*(log[name].to_pylist() for name in key), strict=True))
+    rows = quarantine_rows(_bad(bad), facts)
+    new = [row not in logged for row in zip(*(rows[name].to_pylist() for name in key), strict=True)]
+    rows = rows.filter(pa.array(new))
+    if rows.num_rows:
+        name = layout.quarantine(layout.of_driver(facts.run_id, "manifest"))
+        parquet.write(storage, name, rows, schemas.QUARANTINE, {})
+
+
+def _settle(storage: Storage, facts: RunFacts, counts: dict[str, Any], began: float) -> Result:
     """Compare plan and ledger, and put what is missing without a reason in quarantine."""
     left = plan.missing(storage, facts.run_id, audio=facts.audio, models=facts.models)
     log = parquet.read(storage, storage.list(f"quarantine/{facts.run_id}-"), schemas.QUARANTINE)
@@ -266,10 +285,10 @@ def _settle(storage: Storage, facts: RunFacts, counts: dict[str, Any], bad: pa.T
         value_set=log["recording_id"].combine_chunks().cast(pa.binary()),
     )
     lost = left.filter(pc.invert(explained))
-    rows = pa.concat_tables([_lost(lost), _bad(bad)], promote_options="default")
-    if rows.num_rows:
-        extra = quarantine_rows(rows, facts)
-        parquet.write(storage, layout.quarantine(f"{facts.run_id}-driver"), extra, schemas.QUARANTINE, {})
+    if lost.num_rows:
+        extra = quarantine_rows(_lost(lost), facts)
+        name = layout.quarantine(layout.of_driver(facts.run_id, "lost"))
+        parquet.write(storage, name, extra, schemas.QUARANTINE, {})
         log = pa.concat_tables([log, extra])
     mine = ledger.load(storage, run=facts.run_id)
     per_unit = mine.group_by(["recording_id", "unit"]).aggregate([("segments", "max")])

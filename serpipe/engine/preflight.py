@@ -72,7 +72,7 @@ one pool, or add GPUs
     if need.cpus + 2 * LIGHT_CPUS > cpus:
         raise UsageError(
             "CLUSTER_TOO_FEW_CPUS",
-            f"decoders and model pools hold {need.cpus:.2g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, "
+            f"decoders and model pools hold {round(need.cpus, 2):g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, "
             f"and the cluster has {cpus:g}; "
             "use fewer with --decoders or --pool, or add CPUs",
         )

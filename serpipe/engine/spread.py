@@ -66,9 +66,9 @@ def stages(
         groups.append((shared, None))
     held = sum(actors or 1 for _, actors in groups)
     if decoders is None:
-        room = cores if gpu else cores - held
-        decoders = max(1, room if gpu else (cores // 2 if small and cores > held else min(room, cores // 8)))
-        decoders = min(decoders, tasks)
+        # Beside GPUs every core decodes; without, a small model labels as fast as its decoder, a large one far slower.
+        share = cores if gpu else min(cores - held, cores // 2 if small else cores // 8)
+        decoders = max(1, min(share, tasks))
     devices = int(cluster.gpus) if gpu else max(cores - decoders, 1)
     spare = devices - sum(actors or 0 for _, actors in groups)
     undecided = sum(1 for _, actors in groups if actors is None)

@@ -101,11 +101,13 @@ def _forward(
         # torch.OutOfMemoryError is a RuntimeError; naming it would import torch here.
         if type(error).__name__ != "OutOfMemoryError" or len(batch) == 1:
             raise
-        half = len(batch) // 2
-        yield from _forward(adapter, pieces, batch[:half], frames)
-        yield from _forward(adapter, pieces, batch[half:], frames)
     else:
         yield batch, outputs
+        return
+    # Out here, where the error and the tensors that its traceback holds are gone.
+    half = len(batch) // 2
+    yield from _forward(adapter, pieces, batch[:half], frames)
+    yield from _forward(adapter, pieces, batch[half:], frames)
 
 
 def _pool(outputs: Outputs, pieces: Sequence[NDArray[np.float32]], owners: Sequence[int], count: int) -> Outputs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class ModelSpec:
         embedding_width: length of an utterance embedding.
         frame_rate: frame embeddings per second; None where the model has no frames.
         adapter_epoch: raised by hand when a change of the adapter changes its numbers.
+        kind: `categorical` scores are probabilities; `dimensional` ones are arousal, dominance or valence, 0 to 1,
+            named by `labels`; a model for `embeddings` has no labels.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelSpec:
     embedding_width: int
     frame_rate: float | None
     adapter_epoch: int
+    kind: Literal["categorical", "dimensional", "embeddings"] = "categorical"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from serpipe.store import commit, layout, runs
 from serpipe.store.storage import Storage
 
@@ -34,35 +32,29 @@ def close_interrupted(storage: Storage) -> list[Closed]:
 def _close(storage: Storage, record: runs.Run) -> Closed:
     start = f"{record.run_id}-"
     committed: dict[str, list[str]] = defaultdict(list)
-    orphans: list[str] = []
+    orphans: set[str] = set()
     for model, fp in record.models.items():
         stems = set()
         for file in storage.list(layout.predictions(model, fp, start).removesuffix(".parquet")):
             committed[layout.stem(file)].append(file)
             stems.add(layout.stem(file))
         for place in (layout.embeddings(model, fp, start), layout.frames(model, fp, start)):
-            orphans += [f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in stems]
-        orphans += [
+            orphans |= {f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in stems}
+        orphans |= {
             f
             for f in storage.list(layout.quarantine(start).removesuffix(".parquet"))
             if f.endswith(f".{model}.parquet") and layout.stem(f) not in stems
-        ]
+        }
+    # What the driver itself put in quarantine belongs to no commit, and is whole.
+    kept = {*committed, *(layout.of_driver(record.run_id, what) for what in ("manifest", "lost"))}
     for place in (layout.recordings(start), layout.segments(record.audio, start), layout.quarantine(start)):
-        orphans += [
-            f
-            for f in storage.list(place.removesuffix(".parquet"))
-            if layout.stem(f) not in committed and f not in orphans
-        ]
+        orphans |= {f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in kept}
     indexed = {layout.stem(file) for file in storage.list(layout.ledger(start).removesuffix(".parquet"))}
     for name, files in sorted(committed.items()):
         # A ledger file is written after the last predictions file, so one that is there is complete.
         if name not in indexed:
-            commit.index(storage, name, [_settled(storage, file) for file in files])
-    for file in orphans:
+            commit.index(storage, name, [commit.settled_by(storage, file) for file in files])
+    for file in sorted(orphans):
         storage.delete(file)
     runs.finish(storage, record, state="interrupted")
     return Closed(record.run_id, len(committed), len(orphans))
-
-
-def _settled(storage: Storage, file: str) -> pa.Table:
-    return commit.settled_by(storage, file)

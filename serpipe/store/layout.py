@@ -51,6 +51,21 @@ def run(run: str) -> str:
     return f"runs/{run}/run.json"
 
 
+def of_driver(run: str, what: str) -> str:
+    """Stem of a file that a run's driver writes beside the commits: `manifest` or `lost`."""
+    return f"{run}-{what}"
+
+
+def run_of(commit: str) -> str:
+    """The run a commit belongs to.
+
+    Examples:
+        >>> run_of(commit_name("20300101T000000000000Z-1a2b3c4d", ["a"]))
+        '20300101T000000000000Z-1a2b3c4d'
+    """
+    return commit.rsplit("-", 1)[0]
+
+
 def commit_name(run: str, packs: Iterable[str]) -> str:
     """Stem of a commit's files: the run and a hash over its packs, the same whenever the task runs again.
 

@@ -73,6 +73,10 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._ended.wait(LIFETIME_S / 6):
             try:
+                holder = self._read()
+                if holder is None or holder["token"] != self._holder["token"]:
+                    # Taken over while this process did not get to run: the new holder's sign must stand.
+                    return
                 self._storage.put(NAME, self._sign())
             except OSError:
                 # A store that is out of reach for a moment: the next beat tries again, well within the lifetime.

@@ -97,17 +97,28 @@ class Store:
         log = self.quarantine()
         if not log.num_rows:
             return log
-        keys = ["recording_id", "segment_id", "model", "stage"]
+        # A given segment outside its recording has no id, only times.
+        keys = ["recording_id", "segment_id", "model", "stage", "start_s", "end_s"]
         order = log.append_column("row", pa.array(range(log.num_rows))).sort_by("time")
         last = order.group_by(keys, use_threads=False).aggregate([("row", "last")])
         log = log.take(last["row_last"])
-        settled = self.entries.filter(pc.and_(self.entries["final"], pc.not_equal(self.entries["status"], "failed")))
-        mended = pc.is_in(
-            log["recording_id"].cast(pa.binary()),
-            value_set=settled["recording_id"].combine_chunks().cast(pa.binary()),
-        )
         whole = pc.and_(pc.is_null(log["segment_id"]), pc.not_equal(log["stage"], "segment"))
-        return log.filter(pc.invert(pc.and_(mended, whole)))
+        return log.filter(pc.invert(pc.and_(self._mended(log), whole)))
+
+    def _mended(self, log: pa.Table) -> pa.Array:
+        """For each event whether a later run brought its recording to an end."""
+        entries = self.entries
+        there = pc.is_in(
+            entries["recording_id"].cast(pa.binary()),
+            value_set=log["recording_id"].combine_chunks().cast(pa.binary()),
+        )
+        settled = pc.and_(entries["final"], pc.not_equal(entries["status"], "failed"))
+        ended = entries.filter(pc.and_(there, settled))
+        last: dict[bytes, str] = {}
+        for recording, commit in zip(ended["recording_id"].to_pylist(), ended["commit"].to_pylist(), strict=True):
+            last[recording] = max(last.get(recording, ""), layout.run_of(commit))
+        events = zip(log["recording_id"].to_pylist(), log["run_id"].to_pylist(), strict=True)
+        return pa.array([last.get(recording, "") > run for recording, run in events], pa.bool_())
 
     def runs(self) -> list[runs.Run]:
         """Every run, oldest first."""

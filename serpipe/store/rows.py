@@ -54,8 +54,8 @@ def flatten(packs: pa.Table) -> pa.Table:
         packs: what `Predict` returns, any number of rows.
 
     Returns:
-        Columns of `serpipe.store.schemas.PREDICTIONS` without `run_id`, after `uri` and `model`; embeddings too,
-        where there are any and all models' are as wide.
+        Columns of `serpipe.store.schemas.PREDICTIONS` without `run_id`, after `uri` and `model`, and `embedding`,
+        null where none was asked for.
     """
     models = [name.removeprefix("results:") for name in packs.column_names if name.startswith("results:")]
     tables = []

@@ -42,13 +42,13 @@ class Run:
 
 
 def new_run_id() -> str:
-    """Sorts by start; two of one second differ.
+    """Sorts by start; two of one moment differ.
 
     Examples:
         >>> len(new_run_id())
-        25
+        31
     """
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}"
 
 
 def now() -> str:

@@ -1,0 +1,151 @@
+"""Checkpoints on disk: read without running anything in them, and refused unless every tensor fits.
+
+A head that was never trained has the right shape and labels everything with noise; most libraries only warn. Here a
+missing, unexpected or misshapen tensor is an error, and nothing of such a checkpoint runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serpipe.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_SHOWN = 4
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What a weights file holds, on the CPU: tensors by name, or the nested dictionary a training script saved.
+
+    Args:
+        path: a `.safetensors` file, or a pickle that holds tensors and plain containers only.
+
+    Raises:
+        ModelError: `MODEL_WEIGHTS_MISSING`, `MODEL_WEIGHTS_UNREADABLE` (truncated, no weights file), or
+            `MODEL_WEIGHTS_UNSAFE` (a pickle that would run code).
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no {path}; fetch the checkpoint again")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            "MODEL_WEIGHTS_UNSAFE", f"{path} is a pickle with more than tensors in it; it is not opened ({error})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ModelError(
+            "MODEL_WEIGHTS_UNREADABLE", f"{path} is no whole weights file ({error}); fetch it again"
+        ) from error
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration file.
+
+    Raises:
+        ModelError: `MODEL_CONFIG_UNREADABLE`.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError("MODEL_CONFIG_UNREADABLE", f"{path} cannot be read ({error}); fetch it again") from error
+    return content
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, model: str, optional: Iterable[str] = ()) -> None:
+    """Put tensors into a network, every one into its place.
+
+    Weight normalisation may be spelled the old way (`weight_g`, `weight_v`) or the new one.
+
+    Args:
+        module: a network, on the CPU or the meta device, whose parameters are replaced.
+        tensors: by name.
+        model: the model's name, for the message.
+        optional: patterns of names that may be missing from either side.
+
+    Raises:
+        ModelError: `MODEL_WEIGHTS_MISMATCH`, naming what is missing, unexpected or misshapen.
+
+    Examples:
+        >>> import torch
+        >>> fill(torch.nn.Linear(2, 1), {"weight": torch.zeros(1, 2)}, model="toy")
+        Traceback (most recent call last):
+        serpipe.errors.ModelError: MODEL_WEIGHTS_MISMATCH: the weights are not those of model 'toy': bias is missing
+    """
+    wanted = module.state_dict()
+    found = {_new_spelling(name): tensor for name, tensor in tensors.items()}
+    patterns = tuple(optional)
+
+    def excused(name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
+    faults = [f"{name} is missing" for name in wanted if name not in found and not excused(name)]
+    faults += [f"{name} is unexpected" for name in found if name not in wanted and not excused(name)]
+    faults += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ModelError(
+            "MODEL_WEIGHTS_MISMATCH",
+            f"the weights are not those of model {model!r}: {'; '.join(faults[:_SHOWN])}{more}",
+        )
+    module.load_state_dict({name: tensor for name, tensor in found.items() if name in wanted}, strict=False)
+
+
+def content_sha256(directory: str | Path, files: Iterable[str]) -> str:
+    """Hash of the files that decide a model's numbers: weights and configuration.
+
+    Args:
+        directory: the checkpoint.
+        files: patterns of file names; what they do not match does not count.
+
+    Raises:
+        ModelError: `MODEL_WEIGHTS_MISSING`, nothing matches.
+    """
+    folder = Path(directory)
+    names = sorted({path.name for pattern in files for path in folder.glob(pattern)}) if folder.is_dir() else []
+    if not names:
+        raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no checkpoint in {directory}")
+    digest = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """A number format by name.
+
+    Raises:
+        ModelError: `MODEL_DTYPE_UNSUPPORTED`.
+    """
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ModelError("MODEL_DTYPE_UNSUPPORTED", f"{dtype!r} is none of {', '.join(known)}")
+    return known[dtype]
+
+
+def _new_spelling(name: str) -> str:
+    return name.replace(".weight_g", ".parametrizations.weight.original0").replace(
+        ".weight_v", ".parametrizations.weight.original1"
+    )

@@ -1,0 +1,61 @@
+"""Padding without a trace: lengths in frames, masks, and means that see valid frames only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
+"""(kernel, stride) of the front-end that wav2vec 2.0, HuBERT, WavLM and emotion2vec share: 400 samples, then 320."""
+
+Length = TypeVar("Length", int, Tensor)
+
+
+def frame_count(samples: Length) -> Length:
+    """Frames that the shared front-end makes of a number of samples, layer by layer.
+
+    Args:
+        samples: at least 400; an int or a tensor of ints.
+
+    Examples:
+        >>> frame_count(400), frame_count(16_000)
+        (1, 49)
+    """
+    for kernel, stride in CONVOLUTIONS:
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def pad(waveforms: Sequence[NDArray[np.float32]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Waveforms as one zero-padded batch.
+
+    Returns:
+        float32 (n, longest) and int64 (n,) lengths, both on the device.
+    """
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    batch = torch.zeros(len(waveforms), int(lengths.max()))
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(np.asarray(waveform, np.float32).copy())
+    return batch.to(device), lengths.to(device)
+
+
+def valid(lengths: Tensor, size: int) -> Tensor:
+    """Which of `size` places hold something: bool (n, size)."""
+    return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
+
+
+def masked_mean(frames: Tensor, mask: Tensor) -> Tensor:
+    """Mean over valid frames: (n, frames, width) and bool (n, frames) give (n, width)."""
+    weights = mask.unsqueeze(-1).to(frames.dtype)
+    return (frames * weights).sum(1) / weights.sum(1)
+
+
+def standardised(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero mean and unit variance, as Wav2Vec2FeatureExtractor does it: population variance, 1e-7 beneath the root."""
+    scaled: NDArray[np.float32] = ((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).astype(np.float32)
+    return scaled

@@ -1,0 +1,109 @@
+"""Whole files decoded in one piece and resampled in one call: what every stream is measured against.
+
+Nothing here shares code with serpipe's decoder. Which library reads a file is serpipe's documented rule: libsndfile
+for PCM containers and Ogg, FFmpeg for the rest.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+DATA = Path(os.environ.get("SERPIPE_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+Samples = NDArray[np.float32]
+
+NO_SPEECH = {
+    "derived/mp4_video_only_no_audio.mp4",
+    "derived/raw_s16le_16k_mono.raw",
+    "pocketsphinx/goforward.raw",
+}
+"""Files of `formats` that hold no audio track, or numbers without a header that nobody can tell from noise."""
+
+_SNDFILE = {"wav", "w64", "aiff", "au", "caf", "nistsphere", "ogg"}
+
+
+def index(folder: str) -> list[dict[str, str]]:
+    """The rows of a folder's index; none where the data is absent."""
+    path = DATA / folder / "index.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def paths(folder: str, without: set[str] = frozenset()) -> list[Any]:
+    """Test parameters: every path of an index, or one that is skipped with a reason."""
+    found = [row["path"] for row in index(folder) if row["path"] not in without]
+    return found or [pytest.param("", marks=pytest.mark.skip(f"no real audio in {DATA}; set SERPIPE_TEST_DATA"))]
+
+
+def whole(path: Path, container: str) -> Samples:
+    """A file's channels averaged and brought to 16 kHz: float32 (n,).
+
+    Where the rate changes on the way, each stretch of one rate is resampled for itself: no filter runs across.
+    """
+    runs = []
+    for rate, pieces in groupby(decoded(path, container), lambda piece: piece[0]):
+        mono = np.concatenate([frames.mean(axis=0, dtype=np.float64) for _, frames in pieces]).astype(np.float32)
+        runs.append(mono if rate == 16_000 else soxr.resample(mono, rate, 16_000, quality="HQ"))
+    return np.concatenate(runs)
+
+
+def split(path: Path, container: str) -> list[Samples]:
+    """A file's channels, each brought to 16 kHz for itself."""
+    pieces = decoded(path, container)
+    (rate,) = {rate for rate, _ in pieces}
+    channels = np.concatenate([frames for _, frames in pieces], axis=1).astype(np.float32)
+    return [one if rate == 16_000 else soxr.resample(one, rate, 16_000, quality="HQ") for one in channels]
+
+
+def decoded(path: Path, container: str) -> list[tuple[int, NDArray[np.floating[Any]]]]:
+    """A file as its library gives it: (rate, (channels, n)), in pieces."""
+    if container in _SNDFILE:
+        try:
+            frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            return [(rate, frames.T)]
+        except soundfile.LibsndfileError:
+            pass  # Speex in Ogg
+    pieces = []
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        decoder = stream.codec_context
+        if decoder.name == "amrnb":
+            # FFmpeg's own decoder refuses the frames of pauses; the reference library's takes them.
+            decoder = av.CodecContext.create("libopencore_amrnb", "r")
+            decoder.sample_rate, decoder.layout = 8_000, "mono"
+        for packet in file.demux(stream):
+            try:
+                frames = decoder.decode(packet)
+            except av.FFmpegError:
+                continue
+            pieces += [(frame.sample_rate, _floats(frame)) for frame in frames]
+    return pieces
+
+
+def _floats(frame: av.AudioFrame) -> NDArray[np.floating[Any]]:
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, frame.layout.nb_channels).T
+    match frame.format.name.removesuffix("p"):
+        case "flt" | "dbl":
+            return values
+        case "u8":
+            return (values.astype(np.float64) - 128) / 128
+        case "s16":
+            return values / 2.0**15
+        case "s32":
+            return values / 2.0**31
+    raise AssertionError(frame.format.name)
