@@ -37,11 +37,12 @@ def run(directory: str, *, say: Callable[[str], object]) -> None:
         say(f"{result.predictions} segments labelled in {result.elapsed_s:.0f} s, Ray's start included")
     say(f"tables: {store}")
     query = (
-        "SELECT emotion, count(*) AS segments, round(avg(confidence), 2) AS confidence "
-        f"FROM '{store}/predictions/**/*.parquet' GROUP BY emotion ORDER BY segments DESC"
+        "SELECT r.uri, count(*) AS segments, mode(p.emotion) AS mostly, round(avg(p.confidence), 2) AS confidence "
+        f"FROM '{store}/predictions/**/*.parquet' p JOIN '{store}/recordings/*.parquet' r USING (recording_id) "
+        "GROUP BY r.uri ORDER BY r.uri"
     )
-    for emotion, segments, confidence in duckdb.execute(query).fetchall()[:3]:
-        say(f"  {emotion}: {segments} segments, mean confidence {confidence}")
+    for uri, segments, mostly, confidence in duckdb.execute(query).fetchall()[:3]:
+        say(f"  {Path(uri).relative_to(archive)}: {segments} segments, mostly {mostly}, mean confidence {confidence}")
     say("the voices are synthetic, so these labels mean nothing; label your own with `serpipe label FOLDER STORE`")
     say("ask more:")
     say(f'  python -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')

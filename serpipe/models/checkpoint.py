@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,69 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError("MODEL_CONFIG_UNREADABLE", f"{path} cannot be read ({error}); fetch it again") from error
     return content
+
+
+def refuse_config(config: Mapping[str, Any], wanted: Mapping[str, Any], *, model: str) -> None:
+    """Refuse a configuration that describes another model.
+
+    Args:
+        config: as `read_json` gives it.
+        wanted: what it must say, by key.
+        model: the model's name, for the message.
+
+    Raises:
+        ModelError: `MODEL_CONFIG_MISMATCH`.
+
+    Examples:
+        >>> refuse_config({"model_type": "wavlm"}, {"model_type": "hubert"}, model="toy")
+        Traceback (most recent call last):
+        serpipe.errors.ModelError: MODEL_CONFIG_MISMATCH: the configuration is not that of model 'toy': model_type is
+        'wavlm', not 'hubert'; point it to the checkpoint of that model
+    """
+    faults = [
+        f"{key} is {config[key]!r}, not {value!r}" if key in config else f"{key} is missing"
+        for key, value in wanted.items()
+        if key not in config or config[key] != value
+    ]
+    if faults:
+        raise ModelError(
+            "MODEL_CONFIG_MISMATCH",
+            f"the configuration is not that of model {model!r}: {'; '.join(faults)}; "
+            "point it to the checkpoint of that model",
+        )
+
+
+def refuse_labels(config: Mapping[str, Any], labels: Sequence[str], *, model: str, unnamed: bool = False) -> None:
+    """Refuse a configuration whose labels are others, or in another order.
+
+    Args:
+        config: as `read_json` gives it; its `id2label` counts, without regard to upper and lower case.
+        labels: what the model's labels are, in id order.
+        model: the model's name, for the message.
+        unnamed: whether a configuration without `id2label`, or with placeholders (`LABEL_0`), is accepted.
+
+    Raises:
+        ModelError: `MODEL_LABELS_MISMATCH`.
+
+    Examples:
+        >>> refuse_labels({"id2label": {"0": "sad", "1": "happy"}}, ["happy", "sad"], model="toy")
+        Traceback (most recent call last):
+        serpipe.errors.ModelError: MODEL_LABELS_MISMATCH: the labels of model 'toy' are happy, sad, and the
+        configuration has sad, happy; its scores would be filed under wrong names
+    """
+    found = config.get("id2label")
+    names = dict(found) if isinstance(found, Mapping) else {}
+    placeholders = {str(place): f"LABEL_{place}" for place in range(len(labels))}
+    if unnamed and (found is None or names == placeholders):
+        return
+    if {place: str(name).casefold() for place, name in names.items()} != {
+        str(place): label.casefold() for place, label in enumerate(labels)
+    }:
+        raise ModelError(
+            "MODEL_LABELS_MISMATCH",
+            f"the labels of model {model!r} are {', '.join(labels)}, and the configuration has "
+            f"{', '.join(map(str, names.values())) or 'none'}; its scores would be filed under wrong names",
+        )
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, model: str, optional: Iterable[str] = ()) -> None:

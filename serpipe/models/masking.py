@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serpipe.errors import ModelError
+from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
+
 CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 """(kernel, stride) of the front-end that wav2vec 2.0, HuBERT, WavLM and emotion2vec share: 400 samples, then 320."""
 
@@ -59,3 +62,26 @@ def standardised(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """Zero mean and unit variance, as Wav2Vec2FeatureExtractor does it: population variance, 1e-7 beneath the root."""
     scaled: NDArray[np.float32] = ((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).astype(np.float32)
     return scaled
+
+
+def refuse_lengths(waveforms: Sequence[NDArray[np.float32]], spec: ModelSpec) -> None:
+    """Refuse segments outside a model's valid seconds.
+
+    Raises:
+        ModelError: `MODEL_SEGMENT_LENGTH`.
+    """
+    shortest, longest = round(spec.min_seconds * SAMPLE_RATE), round(spec.max_seconds * SAMPLE_RATE)
+    for position, waveform in enumerate(waveforms):
+        if not shortest <= len(waveform) <= longest:
+            raise ModelError(
+                "MODEL_SEGMENT_LENGTH",
+                f"model {spec.name!r} takes {shortest} to {longest} samples at {SAMPLE_RATE} Hz, and segment "
+                f"{position} of this batch has {len(waveform)}; leave short segments out, and window long ones",
+            )
+
+
+def nothing(spec: ModelSpec, *, frames: bool) -> Outputs:
+    """What a model gives for no segments."""
+    logits = np.zeros((0, len(spec.labels)), np.float32)
+    embeddings = np.zeros((0, spec.embedding_width), np.float32)
+    return Outputs(logits, logits.copy(), embeddings, [] if frames else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,9 @@ def index(folder: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def paths(folder: str, without: set[str] = frozenset()) -> list[Any]:
+def paths(folder: str, without: Collection[str] = (), *, under: str = "") -> list[Any]:
     """Test parameters: every path of an index, or one that is skipped with a reason."""
-    found = [row["path"] for row in index(folder) if row["path"] not in without]
+    found = [row["path"] for row in index(folder) if row["path"] not in without and row["path"].startswith(under)]
     return found or [pytest.param("", marks=pytest.mark.skip(f"no real audio in {DATA}; set SERPIPE_TEST_DATA"))]
 
 

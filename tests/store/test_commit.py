@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import serpipe
-
 from serpipe.store import commit, layout, ledger
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech

@@ -1,0 +1,151 @@
+"""Whole puts, exclusive creates, listings by prefix: on a disk, in memory and in a bucket."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serpipe.errors import StoreError, UsageError
+from serpipe.store.storage import Storage
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "disk":
+        return Storage(str(tmp_path / "store"))
+    return Storage(f"{request.getfixturevalue('bucket')}/storage-{uuid4().hex}")
+
+
+def test_put_get_replace_delete(storage: Storage) -> None:
+    storage.put("a/b/c.bin", b"one")
+    storage.put("a/b/c.bin", b"two")
+    assert storage.get("a/b/c.bin") == b"two"
+    assert storage.exists("a/b/c.bin")
+    storage.delete("a/b/c.bin")
+    storage.delete("a/b/c.bin")
+    assert not storage.exists("a/b/c.bin")
+    with pytest.raises(FileNotFoundError):
+        storage.get("a/b/c.bin")
+
+
+def test_create_is_exclusive(storage: Storage) -> None:
+    assert storage.create("lease.json", b"first")
+    assert not storage.create("lease.json", b"second")
+    assert storage.get("lease.json") == b"first"
+
+
+def test_one_of_many_creates_wins(storage: Storage) -> None:
+    start = threading.Barrier(8)
+    won: list[int] = []
+
+    def race(number: int) -> None:
+        start.wait()
+        if storage.create("race.json", b"%d" % number):
+            won.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.get("race.json") == b"%d" % won[0]
+    assert storage.list("") == ["race.json"]
+
+
+def test_listings_see_what_another_process_wrote(storage: Storage) -> None:
+    assert storage.list("ledger/") == []
+    Storage(storage.root).put("ledger/R1-a.parquet", b"")
+    assert storage.list("ledger/") == ["ledger/R1-a.parquet"]
+    Storage(storage.root).delete("ledger/R1-a.parquet")
+    assert storage.list("ledger/") == []
+
+
+NAMES = ["a/R1-x.parquet", "a/R1-y.l.parquet", "a/R10-x.parquet", "a/m=1/f=2/R1-x.parquet", "ab/R1-x.parquet", "top"]
+
+
+@pytest.mark.parametrize("prefix", ["", "a", "a/", "a/R1", "a/R1-", "a/R1-y.", "a/m=1/f=2/R1-", "b", "a/m=9/", "to"])
+def test_list_is_every_name_with_the_prefix(storage: Storage, prefix: str) -> None:
+    for name in NAMES:
+        storage.put(name, b"")
+    assert storage.list(prefix) == sorted(name for name in NAMES if name.startswith(prefix))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    names=st.sets(st.from_regex(r"[ab]{1,2}(/[ab]=?[ab]?){0,2}/R[12]-[ab]{1,2}", fullmatch=True), max_size=8),
+    prefix=st.from_regex(r"([ab]{1,2}(/[ab]=?){0,1}/)?(R[12]?-?)?", fullmatch=True),
+)
+def test_list_on_disk_is_a_filter(tmp_path: Path, names: set[str], prefix: str) -> None:
+    storage = Storage(str(tmp_path / uuid4().hex))
+    for name in names:
+        storage.put(name, b"")
+    assert storage.list(prefix) == sorted(name for name in names if name.startswith(prefix))
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    versions = [bytes([version]) * 300_000 for version in range(40)]
+    storage.put("object", versions[0])
+    ended = threading.Event()
+    torn: list[bytes] = []
+
+    def watch() -> None:
+        while not ended.is_set():
+            if (seen := storage.get("object")) not in versions:
+                torn.append(seen)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for data in versions:
+        storage.put("object", data)
+    ended.set()
+    watcher.join()
+    assert not torn
+
+
+def test_what_a_dead_writer_left_is_not_listed_and_not_in_the_way(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage._beside(storage.path("a/R1-x.parquet"), b"half")
+    assert list((tmp_path / "a").iterdir()) != []
+    assert storage.list("a/") == []
+    assert not storage.exists("a/R1-x.parquet")
+    storage.put("a/R1-x.parquet", b"whole")
+    assert storage.get("a/R1-x.parquet") == b"whole"
+
+
+@pytest.mark.parametrize("write", ["{0}", "{0}/", "file://{0}"])
+def test_ways_to_write_the_same_root(tmp_path: Path, write: str) -> None:
+    Storage(write.format(tmp_path / "s")).put("x/y", b"1")
+    assert (tmp_path / "s" / "x" / "y").read_bytes() == b"1"
+    assert Storage(str(tmp_path / "s")).list("x/") == ["x/y"]
+
+
+def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = Storage("store")
+    monkeypatch.chdir("/")
+    storage.put("x", b"1")
+    assert (tmp_path / "store" / "x").read_bytes() == b"1"
+
+
+def test_unknown_kinds_of_url_are_refused() -> None:
+    with pytest.raises(UsageError, match="STORE_UNSUPPORTED: gopher://a/b"):
+        Storage("gopher://a/b")
+
+
+def test_a_store_without_exclusive_create_says_so() -> None:
+    storage = Storage(f"memory://{uuid4().hex}")
+    try:
+        first = storage.create("lease.json", b"1")
+    except StoreError as error:
+        assert error.code == "STORE_NO_EXCLUSIVE_CREATE"
+    else:
+        assert first
+        assert not storage.create("lease.json", b"2")
+        assert storage.get("lease.json") == b"1"
