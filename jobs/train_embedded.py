@@ -284,7 +284,7 @@ def leave_one_speaker_out(examples: Sequence[Example], workers: ProcessPoolExecu
 
 def score_once(directory: Path, clips: Sequence[Clip]) -> dict[str, float]:
     """Recalls on clips of saved weights, which are run as a user would run them."""
-    model = load(str(directory), device="cpu")
+    model = load(SPEC, str(directory), device="cpu")
     outputs = model.forward([read_waveform(clip.path) for clip in clips], frames=False)
     return recalls([clip.label for clip in clips], outputs.logits.argmax(axis=1).tolist())
 

@@ -183,14 +183,13 @@ def models() -> None:
     Example:
       serpipe models
     """
-    from serpipe.models.registry import module_of, names
+    from serpipe.models.registry import specs
 
-    for name in names():
-        spec = module_of(name).SPEC
-        where = spec.hub_id or "ships with serpipe"
+    for name, spec in sorted(specs().items()):
+        where = f"{spec.hub_id} at {spec.revision}" if spec.hub_id else "ships with serpipe"
         click.echo(f"{name}: {', '.join(spec.labels) or 'embeddings only'}")
         click.echo(
-            f"  {where}, {spec.licence}, {spec.parameters / 1e6:.2f} M parameters, "
+            f"  {where}; {spec.licence}; {spec.parameters / 1e6:.2f} M parameters; "
             f"{spec.min_seconds:g}-{spec.max_seconds:g} s a segment"
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 LOUDNESS = '''
 """How loud a segment is, and how long."""
+import pathlib
 import numpy as np
 from serpipe.models.contract import ModelSpec, Outputs
 
@@ -13,8 +14,7 @@ SPEC = ModelSpec(name="NAME", hub_id=None, revision=None, licence="Apache-2.0", 
     taxonomy="ekman", parameters=PARAMETERS, min_seconds=0.1, max_seconds=30.0, embedding_width=2, frame_rate=None,
     adapter_epoch=1)
 
-def weights_sha256(directory):
-    return "0" * 64
+SPECS, FILES, SHIPPED = (SPEC,), ("NAME.py",), str(pathlib.Path(__file__).parent)
 
 class Loudness:
     spec, weights_sha256 = SPEC, "0" * 64
@@ -23,7 +23,7 @@ class Loudness:
         scores = np.exp(level) / np.exp(level).sum(axis=1, keepdims=True)
         return Outputs(level, scores.astype(np.float32), level, None)
 
-def load(directory, *, device, dtype):
+def load(spec, directory, *, device, dtype):
     return Loudness()
 '''
 

@@ -101,7 +101,6 @@ class ChildDecoder:
         if self._busy:
             # The caller left a recording half-way: its audio is still in the pipe.
             self.close()
-        self._busy = True
         return ChildDecoding(self, path, channels)
 
     def send(self, job: dict[str, str]) -> None:
@@ -110,6 +109,7 @@ class ChildDecoder:
             self._start()
         assert self._pipe is not None
         self._pipe.send_bytes(json.dumps(job).encode())
+        self._busy = True
 
     def receive(self) -> tuple[bytes, memoryview]:
         """The child's next message: its kind and its body."""

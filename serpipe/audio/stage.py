@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serpipe import ids
 from serpipe.audio.child import ChildDecoder, ChildDecoding, Limits
 from serpipe.audio.decode import DECODER_EPOCH, Channels
-from serpipe.audio.pack import PackBuilder
+from serpipe.audio.packing import PackBuilder
 from serpipe.audio.recording import LONGEST_SEGMENT_S, UNIT_S, Clip, Unit, units_of
 from serpipe.audio.segment import GivenSegment, parse_segmentation
 from serpipe.audio.source import local_copy
@@ -79,7 +79,7 @@ class Decode:
             recordings: rows of `serpipe.read_manifest`, or of a plan.
 
         Yields:
-            Tables of one row of `serpipe.audio.pack.PACK`.
+            Tables of one row of `serpipe.pack.PACK`.
         """
         builder = PackBuilder(self._seconds)
         for row in recordings.to_pylist():
@@ -104,11 +104,10 @@ class Decode:
                     speech=self._speech,
                     outside=outside,
                 ):
-                    if builder.would_burst(unit):
+                    # Not after a unit but before the next: the recording's row travels with its last unit.
+                    if builder.full or builder.would_burst(unit):
                         yield from builder.flush()
                     job.unit(builder, unit)
-                    if builder.full:
-                        yield from builder.flush()
             if not decoding.outcome.samples:
                 raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
             job.end(builder, decoding, outside, self._decoder.messages - messages)

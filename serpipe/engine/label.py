@@ -20,6 +20,7 @@ from serpipe.engine import catalogue
 from serpipe.errors import UsageError
 from serpipe.manifest import Manifest, open_manifest
 from serpipe.models.registry import ModelRef, resolve
+from serpipe.pack import ID
 from serpipe.store import closing, layout, ledger, parquet, runs, schemas, version
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, quarantine_rows
@@ -330,7 +331,7 @@ def _bad(rows: pa.Table) -> pa.Table:
     ]
     return pa.table(
         {
-            "recording_id": pa.array(names, schemas.ID),
+            "recording_id": pa.array(names, ID),
             "uri": rows["uri"],
             "stage": pa.array(["manifest"] * rows.num_rows, pa.string()),
             "code": rows["error_code"],

@@ -15,7 +15,6 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
-from serpipe.audio.pack import rows_of, samples_of
 from serpipe.audio.stage import Decode
 from serpipe.engine.preflight import ACTOR_CPUS, LIGHT_CPUS
 from serpipe.engine.progress import Board
@@ -25,6 +24,7 @@ from serpipe.errors import SerpipeError
 from serpipe.models.contract import SAMPLE_RATE
 from serpipe.models.registry import ModelRef
 from serpipe.models.stage import Predict
+from serpipe.pack import rows_of, samples_of
 
 TASK_RETRIES = 2
 """How often a task or an actor's call is tried again after its worker died. Ray's own default is for ever."""

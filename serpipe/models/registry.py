@@ -1,108 +1,122 @@
-"""Models by name: what ships with serpipe, and what others add under the entry-point group `serpipe.models`."""
+"""Models by name: the families that ship with serpipe, and those others add under the entry points `serpipe.models`."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Protocol, cast
 
 from serpipe import ids
 from serpipe.errors import UsageError
+from serpipe.models import weights
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import Adapter, ModelSpec
 
 GROUP = "serpipe.models"
-"""Entry-point group: name of a model to a module with `SPEC`, `weights_sha256` and `load`."""
+"""Entry-point group; each entry names the module of a family."""
 
-_SHIPPED = {"embedded": "serpipe.models.embedded"}
+FAMILIES = ("serpipe.models.embedded",)
+"""The families that ship with serpipe, a module each."""
 
 
-class ModelModule(Protocol):
-    """What a model's module offers. Importing it must not import torch."""
+class Family(Protocol):
+    """What the module of a family offers. Importing it must not import torch.
 
-    SPEC: ModelSpec
+    A family whose weights come with its module says where in `SHIPPED`.
+    """
 
-    def weights_sha256(self, directory: str | None) -> str:
-        """Hash of the weights in a directory; None for those that ship with the module."""
-        ...
+    SPECS: tuple[ModelSpec, ...]
+    FILES: tuple[str, ...]  # patterns of a checkpoint's files; nothing else of it is ever read
 
-    def load(self, directory: str | None, *, device: str, dtype: str) -> Adapter:
-        """Read the weights and put the network on a device."""
+    def load(self, spec: ModelSpec, directory: str, *, device: str, dtype: str) -> Adapter:
+        """Audit the checkpoint in a local folder and put the network on a device; refuse what does not fit."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as a run uses it: found, hashed, not loaded.
+    """A model as a run uses it: found and hashed, not loaded.
 
     Attributes:
-        name: name of the model.
-        directory: where its weights lie; None for those that ship with it.
+        spec: its frozen facts.
+        family: module of its family.
+        location: where its weights lie: a local folder or any fsspec URL.
         dtype: number format it computes in.
-        fp: model fingerprint: weights, adapter epoch and dtype.
+        weights_sha256: hash of the files that decide its numbers.
     """
 
-    name: str
-    directory: str | None
+    spec: ModelSpec
+    family: str
+    location: str
     dtype: str
-    fp: str
+    weights_sha256: str
 
     @property
-    def spec(self) -> ModelSpec:
-        """The model's frozen facts."""
-        return module_of(self.name).SPEC
+    def name(self) -> str:
+        """What people call it."""
+        return self.spec.name
+
+    @property
+    def fp(self) -> str:
+        """Model fingerprint: weights, adapter epoch and number format."""
+        return ids.fingerprint("model", self.weights_sha256, self.spec.adapter_epoch, self.dtype)
 
     def load(self, device: str) -> Adapter:
-        """Read the weights and put the network on a device."""
-        return module_of(self.name).load(self.directory, device=device, dtype=self.dtype)
+        """Audit the weights and put the network on a device.
+
+        Raises:
+            ModelError: the checkpoint is not this model, whole and unchanged.
+        """
+        family = _family(self.family)
+        directory = weights.localised(self.location, family.FILES)
+        return family.load(self.spec, directory, device=device, dtype=self.dtype)
 
 
-def names() -> list[str]:
-    """Every model known here.
+def families() -> dict[str, Family]:
+    """Every family known here, by module."""
+    modules = [*FAMILIES, *(point.module for point in entry_points(group=GROUP))]
+    return {module: _family(module) for module in dict.fromkeys(modules)}
+
+
+def specs() -> dict[str, ModelSpec]:
+    """Every model known here, by name.
 
     Examples:
-        >>> "embedded" in names()
-        True
+        >>> specs()["embedded"].labels
+        ('anger', 'happiness', 'neutral', 'sadness')
     """
-    return sorted({*_SHIPPED, *(point.name for point in entry_points(group=GROUP))})
-
-
-@cache
-def module_of(name: str) -> ModelModule:
-    """The module behind a name.
-
-    Raises:
-        UsageError: `MODEL_UNKNOWN`, with the nearest names.
-    """
-    if name in _SHIPPED:
-        return import_module(_SHIPPED[name])
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            found: ModelModule = point.load()
-            return found
-    near = difflib.get_close_matches(name, names(), n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`serpipe models` lists them"
-    raise UsageError("MODEL_UNKNOWN", f"no model is called {name!r}; {hint}")
+    return {spec.name: spec for family in families().values() for spec in family.SPECS}
 
 
 def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
     """Find a model and hash its weights.
 
     Args:
-        text: `NAME`, or `NAME=DIRECTORY` for weights that lie elsewhere.
+        text: `NAME`, `NAME@REVISION`, or `NAME=LOCATION` for weights in a folder or at an fsspec URL.
         dtype: number format to compute in.
 
     Raises:
-        UsageError: `MODEL_UNKNOWN`.
+        UsageError: `MODEL_UNKNOWN`, with the nearest names.
+        ModelError: `MODEL_WEIGHTS_MISSING`, with the command that fetches them.
 
     Examples:
         >>> resolve("embedded").name
         'embedded'
     """
-    name, _, directory = text.partition("=")
-    found = module_of(name)
-    weights = found.weights_sha256(directory or None)
-    fp = ids.fingerprint("model", weights, str(found.SPEC.adapter_epoch), dtype)
-    return ModelRef(name, directory or None, dtype, fp)
+    named, _, location = text.partition("=")
+    name, _, revision = named.partition("@")
+    for module, family in families().items():
+        for spec in family.SPECS:
+            if spec.name == name:
+                place = location or getattr(family, "SHIPPED", "") or weights.from_hub(spec, revision, family.FILES)
+                digest = content_sha256(weights.localised(place, family.FILES), family.FILES)
+                return ModelRef(spec, module, place, dtype, digest)
+    near = difflib.get_close_matches(name, specs(), n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`serpipe models` lists them"
+    raise UsageError("MODEL_UNKNOWN", f"no model is called {name!r}; {hint}")
+
+
+def _family(module: str) -> Family:
+    return cast(Family, import_module(module))

@@ -61,9 +61,7 @@ def results(spec: ModelSpec, segments: Sequence[int], outputs: Outputs, *, embed
     if spec.kind == "categorical":
         columns |= _categorical(spec, outputs.scores)
     elif spec.kind == "dimensional":
-        columns |= {
-            label: pa.array(outputs.scores[:, place], pa.float32()) for place, label in enumerate(spec.labels)
-        }
+        columns |= {label: pa.array(outputs.scores[:, place], pa.float32()) for place, label in enumerate(spec.labels)}
     if embeddings:
         columns["embedding"] = vectors(outputs.embeddings)
     if outputs.frames is not None:

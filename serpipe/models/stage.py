@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serpipe.audio.pack import rows_of, samples_of
 from serpipe.errors import ModelError
 from serpipe.models import batching
-from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
+from serpipe.models.contract import SAMPLE_RATE, Adapter, Outputs
 from serpipe.models.registry import ModelRef, resolve
+from serpipe.models.results import results
+from serpipe.pack import rows_of, samples_of
 
 BUDGET_S = {"cpu": 60.0, "cuda": 600.0}
 """Seconds of padded audio in one micro-batch, by device."""
@@ -26,20 +27,6 @@ MODEL_FAILURE = pa.struct(
         pa.field("message", pa.string()),
     ]
 )
-
-
-def result_type(spec: ModelSpec) -> pa.StructType:
-    """What one model appends for each segment it labelled; `segment` is the place in the pack's segments."""
-    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), spec.embedding_width)
-    return pa.struct(
-        [
-            pa.field("segment", pa.int32()),
-            pa.field("logits", pa.list_(pa.float32())),
-            pa.field("scores", pa.list_(pa.float32())),
-            pa.field("embedding", vector),
-            pa.field("frames", pa.list_(pa.field("element", vector, nullable=False))),
-        ]
-    )
 
 
 class Predict:
@@ -96,8 +83,8 @@ class Predict:
         segments = rows_of(pack, "segments")
         units = rows_of(pack, "units")
         for name, adapter in self._adapters.items():
-            results, failures = self._label(name, adapter, audio, segments, units)
-            pack = pack.append_column(f"results:{name}", _one_row(results))
+            rows, failures = self._label(name, adapter, audio, segments, units)
+            pack = pack.append_column(f"results:{name}", _one_row(rows))
             pack = pack.append_column(f"failures:{name}", _one_row(failures))
         return pack if self.keeps_audio else pack.drop_columns(["audio"])
 
@@ -120,53 +107,58 @@ class Predict:
                 chosen.append(i)
         waveforms = [audio[offsets[i] : offsets[i] + lengths[i]] for i in chosen]
         frames = self._embeddings == "frame" and spec.frame_rate is not None
-        outputs = batching.run(adapter, waveforms, budget_s=BUDGET_S[self._device], frames=frames)
-        sound = _finite(outputs.logits) & _finite(outputs.embeddings)
-        for i, fine in zip(chosen, sound, strict=True):
+        outputs, refused = _run(adapter, waveforms, budget_s=BUDGET_S[self._device], frames=frames)
+        failures += [{"segment": chosen[i], "code": "MODEL_FAILED", "message": what} for i, what in refused.items()]
+        sound = _finite(outputs.scores) & _finite(outputs.embeddings)
+        answered = [place for i, place in enumerate(chosen) if i not in refused]
+        for i, fine in zip(answered, sound, strict=True):
             if not fine:
                 what = "the model gave numbers that are not finite"
                 failures.append({"segment": i, "code": "MODEL_NOT_FINITE", "message": what})
-        return self._results(spec, np.array(chosen, np.int32), outputs, sound), pa.array(failures, MODEL_FAILURE)
+        kept = [i for i, fine in zip(answered, sound, strict=True) if fine]
+        rows = results(spec, kept, _those(outputs, sound), embeddings=self._embeddings != "none")
+        return rows, pa.array(failures, MODEL_FAILURE)
 
-    def _results(self, spec: ModelSpec, chosen: NDArray[Any], outputs: Outputs, sound: NDArray[Any]) -> pa.StructArray:
-        kind = result_type(spec)
-        count = int(sound.sum())
-        embeddings = frames = None
-        if self._embeddings != "none":
-            embeddings = _vectors(outputs.embeddings[sound], spec.embedding_width)
-        if outputs.frames is not None:
-            kept = [frame for frame, fine in zip(outputs.frames, sound, strict=True) if fine]
-            values = np.concatenate([*kept, np.zeros((0, spec.embedding_width), np.float32)])
-            ends = np.cumsum([0, *(len(frame) for frame in kept)])
-            frames = pa.ListArray.from_arrays(
-                pa.array(ends, pa.int32()),
-                _vectors(values, spec.embedding_width),
-                type=kind.field("frames").type,
-            )
-        columns = [
-            pa.array(chosen[sound], pa.int32()),
-            _lists(outputs.logits[sound]),
-            _lists(outputs.scores[sound]),
-            pa.nulls(count, kind.field("embedding").type) if embeddings is None else embeddings,
-            pa.nulls(count, kind.field("frames").type) if frames is None else frames,
-        ]
-        return pa.StructArray.from_arrays(columns, fields=list(kind))
+
+def _run(
+    adapter: Adapter, waveforms: Sequence[NDArray[np.float32]], *, budget_s: float, frames: bool
+) -> tuple[Outputs, dict[int, str]]:
+    """Label segments; one on which the network fails is told by its place, and costs its neighbours nothing."""
+    try:
+        return batching.run(adapter, waveforms, budget_s=budget_s, frames=frames), {}
+    except Exception:
+        # Alone, each segment shows whether it is the one. Where none works the fault is not the segments'.
+        alone, refused = [], {}
+        for place, waveform in enumerate(waveforms):
+            try:
+                alone.append(batching.run(adapter, [waveform], budget_s=budget_s, frames=frames))
+            except Exception as error:
+                refused[place] = f"the network fails on it ({type(error).__name__}: {error})"
+        if not alone:
+            raise
+        return _joined(alone), refused
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    frames = None if outputs[0].frames is None else [rows for one in outputs for rows in one.frames or ()]
+    return Outputs(
+        np.concatenate([one.logits for one in outputs]),
+        np.concatenate([one.scores for one in outputs]),
+        np.concatenate([one.embeddings for one in outputs]),
+        frames,
+    )
+
+
+def _those(outputs: Outputs, kept: NDArray[np.bool_]) -> Outputs:
+    frames = None
+    if outputs.frames is not None:
+        frames = [rows for rows, keep in zip(outputs.frames, kept, strict=True) if keep]
+    return Outputs(outputs.logits[kept], outputs.scores[kept], outputs.embeddings[kept], frames)
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     rows: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
     return rows
-
-
-def _lists(values: NDArray[Any]) -> pa.ListArray:
-    ends = pa.array(np.arange(len(values) + 1) * values.shape[1], pa.int32())
-    return pa.ListArray.from_arrays(ends, pa.array(values.ravel(), pa.float32()))
-
-
-def _vectors(values: NDArray[Any], width: int) -> pa.FixedSizeListArray:
-    kind = pa.list_(pa.field("element", pa.float16(), nullable=False), width)
-    half = np.clip(values, -65_504, 65_504).astype(np.float16)
-    return pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), type=kind)
 
 
 def _one_row(values: pa.StructArray) -> pa.ListArray:

@@ -29,7 +29,11 @@ def write(storage: Storage, name: str, table: pa.Table, schema: pa.Schema, facts
     table = table.select(schema.names).cast(schema)
     metadata = {_PREFIX + key.encode(): value.encode() for key, value in facts.items()}
     metadata[_PREFIX + b"schema"] = SCHEMA_VERSION.encode()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        # Hugging Face datasets cannot read a row group without rows.
+        if table.num_rows:
+            writer.write_table(table)
     storage.put(name, sink.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from serpipe.errors import UsageError
 from serpipe.store import layout, ledger, runs, schemas, version
@@ -80,13 +82,15 @@ class Store:
 
     def embeddings(self, model: str) -> pa.Table:
         """Utterance embeddings of one model, with the columns `model` and `fp`."""
-        from serpipe.models.registry import module_of
-
-        return self._partitioned(
-            [((name, fp), layout.embeddings(name, fp, commit)) for name, fp, commit in self._commits(model)],
-            ("model", "fp"),
-            schemas.embeddings(module_of(model).SPEC.embedding_width),
-        )
+        files = [((name, fp), layout.embeddings(name, fp, commit)) for name, fp, commit in self._commits(model)]
+        there = set(self.storage.list(f"embeddings/model={model}/"))
+        width = 0
+        for _, file in files:
+            if file in there:
+                with self.storage.fs.open(self.storage.path(file), "rb") as opened:
+                    width = pq.read_schema(opened).field("embedding").type.list_size
+                break
+        return self._partitioned(files, ("model", "fp"), schemas.embeddings(width))
 
     def quarantine(self) -> pa.Table:
         """The log of everything that failed."""
@@ -134,7 +138,7 @@ class Store:
         return self._partitioned([((), name) for name in names], (), schema)
 
     def _partitioned(
-        self, files: list[tuple[tuple[str, ...], str]], keys: tuple[str, ...], schema: pa.Schema
+        self, files: Sequence[tuple[tuple[str, ...], str]], keys: tuple[str, ...], schema: pa.Schema
     ) -> pa.Table:
         """Read the files that are there; a commit without rows of a kind has no file of it."""
         there = set(self.storage.list(files[0][1].split("/", 1)[0] + "/")) if files else set()

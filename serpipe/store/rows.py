@@ -10,10 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serpipe.audio.pack import rows_of
-from serpipe.labels import emotion_of
-from serpipe.models.contract import ModelSpec
-from serpipe.models.registry import module_of
+from serpipe.pack import TIMESTAMP, rows_of
 from serpipe.store import layout, schemas
 from serpipe.store.commit import Commit, ModelRows
 
@@ -65,7 +62,7 @@ def flatten(packs: pa.Table) -> pa.Table:
         for model in models:
             results = rows_of(pack, f"results:{model}")
             mine = segments.take(results["segment"])
-            table = _predictions(module_of(model).SPEC, mine, results)
+            table = _predictions(mine, results)
             table = table.add_column(0, "uri", mine["uri"]).add_column(1, "model", pa.array([model] * table.num_rows))
             tables.append(table.append_column("embedding", results["embedding"].cast(pa.list_(pa.float16()))))
     return pa.concat_tables(tables)
@@ -73,7 +70,7 @@ def flatten(packs: pa.Table) -> pa.Table:
 
 def quarantine_rows(failures: pa.Table, run: RunFacts) -> pa.Table:
     """Failures, with whichever columns they have, as rows of `schemas.QUARANTINE`."""
-    time = pa.array([datetime.now(UTC)] * failures.num_rows, schemas.TIMESTAMP)
+    time = pa.array([datetime.now(UTC)] * failures.num_rows, TIMESTAMP)
     return _stamped(failures.append_column("time", time), schemas.QUARANTINE, run)
 
 
@@ -88,57 +85,37 @@ def _segments(pack: pa.Table) -> pa.Table:
 def _model_rows(
     packs: Sequence[pa.Table], parts: Sequence[pa.Table], model: str, fp: str, run: RunFacts, name: str
 ) -> ModelRows:
-    spec = module_of(model).SPEC
+    width = packs[0].schema.field(f"results:{model}").type.value_type.field("embedding").type.list_size
     predictions, embeddings, frames, failures, settled = [], [], [], [], []
     for pack, segments in zip(packs, parts, strict=True):
         results = rows_of(pack, f"results:{model}")
         mine = segments.take(results["segment"])
-        predictions.append(_predictions(spec, mine, results))
+        predictions.append(_predictions(mine, results))
         keys = mine.select(["segment_id", "recording_id"])
         embeddings.append(_present(keys, "embedding", results["embedding"]))
         frames.append(_present(keys, "frames", results["frames"]))
         failures.append(_model_failures(rows_of(pack, f"failures:{model}"), segments, model, fp))
         settled.append(_settled(rows_of(pack, "units"), segments, results, model, fp, run, name))
-    vectors = _stamped(pa.concat_tables(embeddings), schemas.embeddings(spec.embedding_width), run)
-    by_frame = _stamped(pa.concat_tables(frames), schemas.frames(spec.embedding_width), run)
+    vectors = _stamped(pa.concat_tables(embeddings), schemas.embeddings(width), run)
+    by_frame = _stamped(pa.concat_tables(frames), schemas.frames(width), run)
     return ModelRows(
         model=model,
         fp=fp,
         predictions=_stamped(pa.concat_tables(predictions), schemas.PREDICTIONS, run),
         embeddings=vectors,
         frames=by_frame,
-        width=spec.embedding_width,
+        width=width,
         quarantine=quarantine_rows(pa.concat_tables(failures), run),
         settled=pa.concat_tables(settled),
     )
 
 
-def _predictions(spec: ModelSpec, segments: pa.Table, results: pa.Table) -> pa.Table:
-    count = results.num_rows
-    width = len(spec.labels)
-    scores = results["scores"].combine_chunks().flatten().to_numpy().reshape(count, width) if width else None
-    if scores is not None:
-        best = scores.argmax(axis=1)
-        label = pa.array(spec.labels).take(pa.array(best))
-        confidence = pa.array(scores[np.arange(count), best], pa.float32())
-        emotions = pa.array([emotion_of(raw, spec.taxonomy) for raw in spec.labels], pa.string())
-        emotion = emotions.take(pa.array(best))
-    else:
-        label = emotion = pa.nulls(count, pa.string())
-        confidence = pa.nulls(count, pa.float32())
-    empty = pa.nulls(count, pa.float32())
-    return (
-        segments.select(["segment_id", "recording_id", "channel", "start_s", "end_s"])
-        .append_column("label", label)
-        .append_column("confidence", confidence)
-        .append_column("labels", pa.array([list(spec.labels)] * count, pa.list_(pa.string())))
-        .append_column("scores", results["scores"])
-        .append_column("logits", results["logits"])
-        .append_column("emotion", emotion)
-        .append_column("arousal", empty)
-        .append_column("valence", empty)
-        .append_column("dominance", empty)
-    )
+def _predictions(segments: pa.Table, results: pa.Table) -> pa.Table:
+    rows = segments.select(["segment_id", "recording_id", "channel", "start_s", "end_s"])
+    for name in results.column_names:
+        if name not in ("segment", "embedding", "frames"):
+            rows = rows.append_column(name, results[name])
+    return rows
 
 
 def _present(keys: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:

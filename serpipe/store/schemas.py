@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from serpipe.models.results import EMOTION_SCORES, vector
+from serpipe.pack import ID, META, TIMESTAMP
+
 SCHEMA_VERSION = "1"
 """Written to every footer; raised when a column changes its meaning."""
-
-ID = pa.binary(16)
-META = pa.map_(pa.string(), pa.string())
-TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 RECORDINGS = pa.schema(
     [
@@ -71,6 +70,8 @@ PREDICTIONS = pa.schema(
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
         pa.field("logits", pa.list_(pa.float32()), nullable=False),
         pa.field("emotion", pa.string()),  # canonical; null outside the model's support
+        pa.field("emotion_scores", EMOTION_SCORES),  # canonical; null, never zero, outside the model's support
+        pa.field("mapped_mass", pa.float32()),  # share of the scores that has a canonical counterpart
         pa.field("arousal", pa.float32()),  # 0 to 1; null for a categorical model
         pa.field("valence", pa.float32()),
         pa.field("dominance", pa.float32()),
@@ -130,7 +131,7 @@ def embeddings(width: int) -> pa.Schema:
         [
             pa.field("segment_id", ID, nullable=False),
             pa.field("recording_id", ID, nullable=False),
-            pa.field("embedding", _vector(width), nullable=False),
+            pa.field("embedding", vector(width), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
         ]
     )
@@ -142,11 +143,7 @@ def frames(width: int) -> pa.Schema:
         [
             pa.field("segment_id", ID, nullable=False),
             pa.field("recording_id", ID, nullable=False),
-            pa.field("frames", pa.list_(pa.field("element", _vector(width), nullable=False)), nullable=False),
+            pa.field("frames", pa.list_(pa.field("element", vector(width), nullable=False)), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
         ]
     )
-
-
-def _vector(width: int) -> pa.DataType:
-    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)

@@ -14,6 +14,7 @@ from tests.tables import assert_same, read
 
 LOUDNESS = '''
 """A third party's model: how loud a segment is."""
+import pathlib
 import numpy as np
 from serpipe.models.contract import ModelSpec, Outputs
 
@@ -21,8 +22,7 @@ SPEC = ModelSpec(name="loudness", hub_id=None, revision=None, licence="Apache-2.
     taxonomy="ekman", parameters=0, min_seconds=0.1, max_seconds=30.0, embedding_width=2, frame_rate=None,
     adapter_epoch=1)
 
-def weights_sha256(directory):
-    return "0" * 64
+SPECS, FILES, SHIPPED = (SPEC,), ("loudness.py",), str(pathlib.Path(__file__).parent)
 
 class Loudness:
     spec, weights_sha256 = SPEC, "0" * 64
@@ -31,7 +31,7 @@ class Loudness:
         scores = np.exp(level) / np.exp(level).sum(axis=1, keepdims=True)
         return Outputs(level, scores.astype(np.float32), level, None)
 
-def load(directory, *, device, dtype):
+def load(spec, directory, *, device, dtype):
     return Loudness()
 '''
 

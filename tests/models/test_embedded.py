@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from serpipe.errors import ModelError
 from serpipe.models import embedded
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import Adapter
 from serpipe.models.embedded.network import EmbeddedNetwork, LogMel, frame_count, mel_filters
 
@@ -38,7 +38,7 @@ def _one_thread() -> None:
 
 @cache
 def model() -> Adapter:
-    return embedded.load(None, device="cpu")
+    return embedded.load(embedded.SPEC, embedded.SHIPPED, device="cpu")
 
 
 @cache
@@ -70,7 +70,7 @@ def test_spec_states_what_the_file_holds() -> None:
     assert spec.parameters == sum(p.numel() for p in network.parameters())
     assert SHIPPED.stat().st_size <= 5_000_000
     assert model().spec is spec
-    assert model().weights_sha256 == hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    assert model().weights_sha256 == content_sha256(embedded.SHIPPED, embedded.FILES)
     outputs = model().forward([sounds()[0][:20_000]], frames=True)
     assert outputs.logits.shape == (1, len(spec.labels))
     assert outputs.embeddings.shape == (1, spec.embedding_width)
@@ -232,23 +232,23 @@ def test_lengths_outside_the_spec_are_refused(samples: int) -> None:
 def test_half_precision_stays_close(dtype: str) -> None:
     waves = [sound[:40_000] for sound in sounds()]
     exact = model().forward(waves, frames=False)
-    half = embedded.load(None, device="cpu", dtype=dtype).forward(waves, frames=False)
+    half = embedded.load(embedded.SPEC, embedded.SHIPPED, device="cpu", dtype=dtype).forward(waves, frames=False)
     assert half.logits.dtype == np.float32
     assert np.abs(exact.scores - half.scores).max() < 0.1
     with pytest.raises(ModelError, match="float32, float16, bfloat16"):
-        embedded.load(None, device="cpu", dtype="int8")
+        embedded.load(embedded.SPEC, embedded.SHIPPED, device="cpu", dtype="int8")
 
 
 def _refusal(directory: Path) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        embedded.load(str(directory), device="cpu")
+        embedded.load(embedded.SPEC, str(directory), device="cpu")
     return caught.value
 
 
 def test_the_same_weights_from_another_folder_give_the_same_numbers(tmp_path: Path) -> None:
     (tmp_path / SHIPPED.name).write_bytes(SHIPPED.read_bytes())
     waves = [sounds()[0][:9_000]]
-    copied = embedded.load(str(tmp_path), device="cpu")
+    copied = embedded.load(embedded.SPEC, str(tmp_path), device="cpu")
     np.testing.assert_array_equal(
         copied.forward(waves, frames=False).logits, model().forward(waves, frames=False).logits
     )

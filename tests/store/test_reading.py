@@ -60,7 +60,7 @@ out["datasets vectors"] = sum(map(sum, found["embedding"]))
 
 for name in ("recordings", "segments", "quarantine", "ledger", "frames"):
     pandas.read_parquet(f"{root}/{name}"), polars.read_parquet(f"{root}/{name}/**/*.parquet")
-    duckdb.sql(f"FROM '{root}/{name}/**/*.parquet'").fetchall()
+    duckdb.sql(f"FROM '{root}/{name}/**/*.parquet'").to_arrow_table()
 assert "ray" not in sys.modules and "serpipe" not in sys.modules
 print(json.dumps(out))
 """
@@ -68,7 +68,11 @@ print(json.dumps(out))
 
 def test_plain_programs_read_the_tables(calm: tuple[str, list[str]], tmp_path: Path) -> None:
     root, _ = calm
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
     out = subprocess.run(
         [sys.executable, "-c", READERS, root], env=environment, capture_output=True, text=True, timeout=200
     )
@@ -98,7 +102,9 @@ def test_types_are_the_documented_ones(calm: tuple[str, list[str]], bench: Bench
     ):
         for file in Path(root, name).rglob("*.parquet"):
             assert pa.parquet.read_schema(file).remove_metadata().equals(schema), file
-    assert str(schemas.embeddings(64).field("embedding").type).startswith("fixed_size_list<element: halffloat not null>")
+    assert str(schemas.embeddings(64).field("embedding").type).startswith(
+        "fixed_size_list<element: halffloat not null>"
+    )
     assert schemas.RECORDINGS.field("meta").type == pa.map_(pa.string(), pa.string())
 
 
@@ -139,7 +145,9 @@ def test_open_gives_the_partitions_as_columns(calm: tuple[str, list[str]], bench
     assert shown.embeddings("level")["embedding"].type.list_size == 2
 
 
-def test_rows_of_a_commit_that_is_under_way_are_not_shown(bench: Bench, calm: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_rows_of_a_commit_that_is_under_way_are_not_shown(
+    bench: Bench, calm: tuple[str, list[str]], tmp_path: Path
+) -> None:
     """Between the predictions and the ledger a run may die; until it is closed its rows are not shown."""
     _, changes = calm
     at = next(place for place, name in enumerate(changes) if name.startswith("ledger/"))
@@ -173,13 +181,22 @@ SEGMENT = b"s" * 16
 
 
 def _event(code: str, stage: str = "read", recording: bytes = RECORDING, **more: object) -> dict[str, object]:
-    return {"recording_id": recording, "stage": stage, "code": code, "message": code, "transient": False, "attempt": 1} | more
+    return {
+        "recording_id": recording,
+        "stage": stage,
+        "code": code,
+        "message": code,
+        "transient": False,
+        "attempt": 1,
+    } | more
 
 
 def _log(storage: Storage, bench: Bench, run: str, *events: dict[str, object]) -> None:
     columns = [field for field in schemas.QUARANTINE if field.name not in ("run_id", "time")]
     rows = quarantine_rows(pa.Table.from_pylist(list(events), schema=pa.schema(columns)), bench.facts(run))
-    parquet.write(storage, layout.quarantine(f"{run}-{len(storage.list('quarantine/')):016x}"), rows, schemas.QUARANTINE, {})
+    parquet.write(
+        storage, layout.quarantine(f"{run}-{len(storage.list('quarantine/')):016x}"), rows, schemas.QUARANTINE, {}
+    )
 
 
 def _settle(storage: Storage, run: str, recording: bytes, **more: object) -> None:

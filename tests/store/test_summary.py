@@ -34,7 +34,7 @@ def test_status_of_a_run_that_did_not_end(tmp_path: Path) -> None:
 
 def test_failures_by_code_with_examples(calm: tuple[str, list[str]]) -> None:
     lines = list(summary.failures(serpipe.open(calm[0])))
-    assert lines[:3] == ["AUDIO_UNDECODABLE: 1", "SEGMENT_SILENT: 2", "SEGMENT_TOO_SHORT: 2"]
+    assert lines[:3] == ["SEGMENT_SILENT: 2", "SEGMENT_TOO_SHORT: 2", "AUDIO_UNDECODABLE: 1"]
     silent = [line for line in lines if line.startswith("  SEGMENT_SILENT")]
     assert [line.split(" at ")[1].split(":")[0] for line in sorted(silent)] == ["4.00 s", "6.00 s"]
     assert any(line.startswith("  SEGMENT_TOO_SHORT [level] ") and "tiny.wav at 0.00 s" in line for line in lines)

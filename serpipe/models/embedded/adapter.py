@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from serpipe.errors import ModelError
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
 from serpipe.models.embedded import SPEC
 from serpipe.models.embedded.network import EmbeddedNetwork, LogMel, frame_count
@@ -27,14 +27,15 @@ _REMEDY = "reinstall serpipe, or train it again with jobs/train_embedded.py"
 class EmbeddedAdapter:
     """The embedded model, loaded; see `serpipe.models.embedded.load` for arguments and errors."""
 
-    def __init__(self, directory: str | None, *, device: str, dtype: str = "float32") -> None:
+    def __init__(self, spec: ModelSpec, directory: str, *, device: str, dtype: str) -> None:
         if dtype not in _DTYPES:
             raise ModelError(
                 "MODEL_DTYPE_UNSUPPORTED",
                 f"model 'embedded' cannot run in {dtype!r}; choose one of {', '.join(_DTYPES)}",
             )
-        path = Path(directory if directory is not None else Path(__file__).parent) / WEIGHTS
-        weights, self._sha256 = _read(path)
+        path = Path(directory) / WEIGHTS
+        weights = _read(path)
+        self._spec, self._sha256 = spec, content_sha256(directory, (WEIGHTS,))
         network = EmbeddedNetwork().eval()
         _refuse_mismatch(network.state_dict(), weights, path)
         network.load_state_dict(weights)
@@ -46,11 +47,11 @@ class EmbeddedAdapter:
     @property
     def spec(self) -> ModelSpec:
         """`serpipe.models.embedded.SPEC`."""
-        return SPEC
+        return self._spec
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of the file the weights were read from, as 64 hexadecimal digits."""
+        """Hash over the file the weights were read from, as 64 hexadecimal digits."""
         return self._sha256
 
     @torch.inference_mode()
@@ -106,11 +107,9 @@ def _refuse_lengths(lengths: list[int]) -> None:
             )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors and SHA-256 of one reading of the file, so that the hash is of what was loaded."""
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        content = path.read_bytes()
-        return load_tensors(content), hashlib.sha256(content).hexdigest()
+        return load_tensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise ModelError(
             "MODEL_WEIGHTS_UNREADABLE",

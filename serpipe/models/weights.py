@@ -1,0 +1,88 @@
+"""Where weights come from: a folder, an object store, the local copy of a model hub. Nothing is fetched from a hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+import fsspec
+
+from serpipe.errors import ModelError
+from serpipe.models.contract import ModelSpec
+
+
+def cache() -> Path:
+    """Where copies of remote checkpoints are kept: `SERPIPE_CACHE`, else below the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("SERPIPE_CACHE") or os.path.join(home, "serpipe"))
+
+
+def localised(location: str, files: tuple[str, ...]) -> str:
+    """A local folder with a checkpoint's files; those at a URL are copied once.
+
+    Args:
+        location: a local folder, or an fsspec URL of one.
+        files: patterns of the names that are wanted.
+
+    Raises:
+        ModelError: `MODEL_WEIGHTS_MISSING`.
+    """
+    if "://" not in location:
+        if not os.path.isdir(location):
+            raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no folder {location}; give the checkpoint's own")
+        return location
+    target = cache() / "models" / hashlib.sha256(location.encode()).hexdigest()[:24]
+    if not target.is_dir():
+        _copy(location, files, target)
+    return str(target)
+
+
+def _copy(location: str, files: tuple[str, ...], target: Path) -> None:
+    fs, root = fsspec.core.url_to_fs(location)
+    try:
+        names = [name for name in fs.ls(root, detail=False) if any(fnmatch(Path(name).name, p) for p in files)]
+    except FileNotFoundError:
+        names = []
+    if not names:
+        raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no checkpoint at {location}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Another worker may copy the same checkpoint; whoever is first to rename wins, and both copies are the same.
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    for name in names:
+        fs.get_file(name, str(scratch / Path(name).name))
+    try:
+        scratch.rename(target)
+    except OSError:
+        shutil.rmtree(scratch)
+
+
+def from_hub(spec: ModelSpec, revision: str, files: tuple[str, ...]) -> str:
+    """The local copy of a hub's repository at a pinned revision.
+
+    Args:
+        spec: the model.
+        revision: another revision than the spec's; empty for the spec's own.
+        files: patterns of the names that are wanted.
+
+    Raises:
+        ModelError: `MODEL_WEIGHTS_MISSING`, with the command that fetches them.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if spec.hub_id is None:
+        raise ModelError("MODEL_WEIGHTS_MISSING", f"{spec.name} has no hub; give its weights as {spec.name}=DIRECTORY")
+    wanted = revision or spec.revision
+    try:
+        return snapshot_download(spec.hub_id, revision=wanted, allow_patterns=list(files), local_files_only=True)
+    except (LocalEntryNotFoundError, OSError):
+        pinned = f" --revision {wanted}" if wanted else ""
+        raise ModelError(
+            "MODEL_WEIGHTS_MISSING",
+            f"the weights of {spec.name} are not on this machine; fetch them with `hf download {spec.hub_id}{pinned}`, "
+            f"or give a folder as {spec.name}=DIRECTORY",
+        ) from None
