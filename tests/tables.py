@@ -55,10 +55,17 @@ def assert_same(calm: str, other: str, *, tolerance: float = 1e-4, but_for: tupl
                 assert_column(f"{name}.{column}", left[column], right[column], tolerance)
 
 
-def assert_column(where: str, left: pa.ChunkedArray, right: pa.ChunkedArray, tolerance: float) -> None:
-    left, right = left.combine_chunks(), right.combine_chunks()
+def assert_column(
+    where: str, left: pa.Array | pa.ChunkedArray, right: pa.Array | pa.ChunkedArray, tolerance: float
+) -> None:
+    if isinstance(left, pa.ChunkedArray):
+        left, right = left.combine_chunks(), right.combine_chunks()
     while pa.types.is_list(left.type) or pa.types.is_fixed_size_list(left.type):
         left, right = left.flatten(), right.flatten()
+    if pa.types.is_struct(left.type):
+        for field in left.type:
+            assert_column(f"{where}.{field.name}", left.field(field.name), right.field(field.name), tolerance)
+        return
     if not pa.types.is_floating(left.type):
         assert left.to_pylist() == right.to_pylist(), where
         return
