@@ -78,6 +78,13 @@ def demo(directory: str) -> None:
     show_default=True,
     help="Measure how much of each segment is speech.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
+    default="float32",
+    show_default=True,
+    help="Number format; auto takes what `serpipe models certify` found.",
+)
 @click.option("--format", "format_", help="Of the manifest, where it is not recognised.")
 @click.option(
     "--column",
@@ -175,9 +182,10 @@ def failures(store: str, code: str | None, limit: int) -> None:
         click.echo(line)
 
 
-@main.command()
-def models() -> None:
-    r"""The models known here: name, labels, licence, size.
+@main.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    r"""The models known here; `check` and `certify` look at one.
 
     \b
     Example:
@@ -185,6 +193,8 @@ def models() -> None:
     """
     from serpipe.models.registry import specs
 
+    if context.invoked_subcommand:
+        return
     for name, spec in sorted(specs().items()):
         where = f"{spec.hub_id} at {spec.revision}" if spec.hub_id else "ships with serpipe"
         click.echo(f"{name}: {', '.join(spec.labels) or 'embeddings only'}")
@@ -192,6 +202,51 @@ def models() -> None:
             f"  {where}; {spec.licence}; {spec.parameters / 1e6:.2f} M parameters; "
             f"{spec.min_seconds:g}-{spec.max_seconds:g} s a segment"
         )
+        if "-NC" in spec.licence:
+            click.echo("  not for commercial use, and neither is what is trained on its labels")
+
+
+@models.command()
+@click.argument("model")
+def check(model: str) -> None:
+    r"""Audit MODEL and print its passport; exit 1 with the reason where it fails.
+
+    MODEL is NAME, NAME@REVISION or NAME=LOCATION.
+
+    \b
+    Example:
+      serpipe models check embedded
+    """
+    from serpipe.models.passport import issue
+    from serpipe.models.registry import resolve
+
+    click.echo(issue(resolve(model)).text())
+
+
+@models.command()
+@click.argument("model")
+@click.option("--audio", required=True, help="Folder of recordings to measure on.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--drift", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Change of a score to accept."
+)
+def certify(model: str, audio: str, device: str, drift: float) -> None:
+    r"""Measure how far batches and number formats move MODEL's answers, and keep it for `label --dtype auto`.
+
+    \b
+    Example:
+      serpipe models certify embedded --audio demo/archive
+    """
+    from serpipe.models.certificate import certify as measure
+    from serpipe.models.registry import resolve
+
+    made = measure(resolve(model), audio, device=device, drift=drift)
+    for row in made.measures:
+        click.echo(
+            f"{row.dtype} {row.bucket_s[0]:g}-{row.bucket_s[1]:g} s: scores move {row.scores:.2g}, "
+            f"batched against alone {row.batched:.2g}, {row.flips} labels flip, {row.speed:g} x real time"
+        )
+    click.echo(f"--dtype auto takes {made.chosen} for {made.model} on {made.device}")
 
 
 def _role(text: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 A small manifest is read where the run starts, and Ray is not needed. A large one is a Ray Data job: its rows are
 shuffled by uri into parts, so that neither the manifest nor the recordings must fit into the driver. A manifest that
-has not changed since the last run is not read again.
+has not changed since the last run is not read again. Signed queries are never stored: they stay in the driver's
+memory, and a manifest that holds any is read by every run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ IN_PROCESS_BYTES = 64 << 20
 
 PART_BYTES = 32 << 20
 """Bytes of manifest behind one part of a catalogue made by Ray."""
+
+STORED = pa.schema([field for field in RECORDINGS if field.name != "query"])
+"""A part of a catalogue in the store."""
+
+_SIGNED = pa.schema([RECORDINGS.field("recording_id"), RECORDINGS.field("query")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,9 @@ def unchanged(storage: Storage, manifest: Manifest) -> Catalogue | None:
         return None
     for run in reversed(runs.load(storage)):
         if run.asked.get("manifest_fingerprint") == manifest.fingerprint:
-            catalogue = _stored(storage, run.run_id)
-            if catalogue.parts:
-                return catalogue
+            names = _parts(storage, run.run_id)
+            if names and not any(parquet.facts(storage, name)["signed"] == "yes" for name in names):
+                return _stored(storage, run.run_id, _SIGNED.empty_table())
     return None
 
 
@@ -97,8 +103,8 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
     folded = dataset.groupby("bucket").map_groups(
         lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=LIGHT_CPUS
     )
-    folded.materialize()
-    return _stored(storage, run)
+    signed = [_SIGNED.empty_table(), *folded.iter_batches(batch_size=None, batch_format="pyarrow")]
+    return _stored(storage, run, pa.concat_tables([table.cast(_SIGNED) for table in signed]))
 
 
 def check(catalogue: Catalogue, *, skip_bad_rows: bool) -> None:
@@ -142,20 +148,38 @@ def _reader(manifest: Manifest, part: Part, buckets: int) -> Callable[[], Iterab
 
 
 def _fold(rows: pa.Table, root: str, run: str) -> pa.Table:
+    """Store the recordings of one bucket; give back the queries of those that have one."""
     bucket = rows["bucket"][0].as_py()
     marked = mark_duplicates(rows.select(ROWS.names).cast(ROWS))
     bad = marked.filter(pc.is_valid(marked["error"]))
+    recordings = collapse(marked)
+    signed = recordings.filter(pc.is_valid(recordings["query"])).select(_SIGNED.names)
+    facts = {"signed": "yes" if signed.num_rows else "no"}
     storage = Storage(root)
     # Named by their bucket, so that a task that runs twice writes the same objects.
-    parquet.write(storage, f"runs/{run}/catalogue/{bucket:05d}.parquet", collapse(marked), RECORDINGS, {})
+    parquet.write(storage, f"runs/{run}/catalogue/{bucket:05d}.parquet", recordings, STORED, facts)
     if bad.num_rows:
+        place = ROWS.get_field_index("query")
+        bad = bad.set_column(place, ROWS.field(place), pa.nulls(bad.num_rows, pa.string()))
         parquet.write(storage, f"runs/{run}/bad-rows/{bucket:05d}.parquet", bad, ROWS, {})
-    return pa.table({"bucket": pa.array([bucket], pa.int32())})
+    return signed
 
 
-def _stored(storage: Storage, run: str) -> Catalogue:
+def _parts(storage: Storage, run: str) -> list[str]:
+    return storage.list(f"runs/{run}/catalogue/")
+
+
+def _stored(storage: Storage, run: str, signed: pa.Table) -> Catalogue:
+    keys = signed["recording_id"].cast(pa.binary()).combine_chunks()
+    queries = signed["query"].combine_chunks()
+
     def reader(name: str) -> Callable[[], pa.Table]:
-        return lambda: parquet.read(storage, [name], RECORDINGS)
+        def read() -> pa.Table:
+            rows = parquet.read(storage, [name], STORED)
+            place = pc.index_in(rows["recording_id"].cast(pa.binary()), value_set=keys)
+            return rows.append_column("query", queries.take(place.combine_chunks())).select(RECORDINGS.names)
+
+        return read
 
     bad = parquet.read(storage, storage.list(f"runs/{run}/bad-rows/"), ROWS)
-    return Catalogue(tuple(reader(name) for name in storage.list(f"runs/{run}/catalogue/")), bad, run)
+    return Catalogue(tuple(reader(name) for name in _parts(storage, run)), bad, run)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serpipe import __version__, ids, plan
+from serpipe import ids, plan
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.audio.segment import parse_segmentation
@@ -19,6 +21,8 @@ from serpipe.audio.stage import audio_fingerprint
 from serpipe.engine import catalogue
 from serpipe.errors import UsageError
 from serpipe.manifest import Manifest, open_manifest
+from serpipe.models.certificate import best_dtype
+from serpipe.models.passport import issue, versions
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.pack import ID
 from serpipe.store import closing, layout, ledger, parquet, runs, schemas, version
@@ -100,7 +104,7 @@ def label(
         channels: `mix`, `first` or `split`; by default `split` where the manifest names channels, else `mix`.
         embeddings: `utterance`, `frame` (both kinds) or `none`.
         speech: whether each segment's speech share is measured; `vad` always measures it.
-        dtype: number format the models compute in.
+        dtype: number format the models compute in; `auto` takes each model's certificate, or float32 without one.
         format: of the manifest, where it is not recognised.
         columns: the manifest's columns by hand, role to name.
         base: folder that relative uris of the manifest start from.
@@ -138,13 +142,14 @@ def label(
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
         segmentation = str(parse_segmentation(segmentation or _default_segmentation(read)))
         channels = channels or _default_channels(read)
-        facts = RunFacts(run_id=run_id, audio=audio_fingerprint(segmentation, channels), models=fingerprints)
+        audio = audio_fingerprint(segmentation, channels)
+        facts = RunFacts(run_id=run_id, audio=audio, models=fingerprints)
         _log_bad_rows(storage, read.bad, facts)
         todo = plan.make_plan(
             storage,
             run_id,
             read.parts,
-            audio=facts.audio,
+            audio=audio,
             models=fingerprints,
             by_length=segmentation in ("whole", "given"),
             decoders=decoders or 1,
@@ -156,11 +161,13 @@ def label(
             "bad_rows": read.bad.num_rows,
             "left_out": sum(found.left_out.values()),
         }
+        if todo.tasks:
+            facts = replace(facts, passports={model.name: _passport(storage, model) for model in references})
         record = runs.Run(
             run_id=run_id,
             started=runs.now(),
             manifest=found.location,
-            audio=facts.audio,
+            audio=audio,
             models=fingerprints,
             asked={
                 "segmentation": segmentation,
@@ -168,8 +175,9 @@ def label(
                 "embeddings": embeddings,
                 "speech": speech,
                 "dtype": dtype,
+                "passports": facts.passports,
                 "manifest_fingerprint": found.fingerprint,
-                "serpipe": __version__,
+                "serpipe": metadata.version("serpipe"),
             },
         )
         if not todo.tasks:
@@ -211,12 +219,23 @@ def label(
 def _resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
     if not models:
         raise UsageError("MODEL_NONE", "no model was asked for; name one with --model, `serpipe models` lists them")
-    references = [resolve(model, dtype=dtype) for model in models]
+    if dtype == "auto":
+        references = [replace(model, dtype=best_dtype(model)[0]) for model in map(resolve, models)]
+    else:
+        references = [resolve(model, dtype=dtype) for model in models]
     names = [model.name for model in references]
     for name in names:
         if names.count(name) > 1:
             raise UsageError("MODEL_TWICE", f"model {name!r} was asked for twice; name each model once")
     return references
+
+
+def _passport(storage: Storage, model: ModelRef) -> str:
+    """Hash of a model's passport; a model that this store has not seen is loaded and looked at first."""
+    name = layout.passport(model.name, model.fp, ids.fingerprint(*sorted(f"{k}={v}" for k, v in versions().items())))
+    if not storage.exists(name):
+        storage.put(name, issue(model).text().encode())
+    return hashlib.sha256(storage.get(name)).hexdigest()
 
 
 def _catalogue(

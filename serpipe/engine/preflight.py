@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from serpipe.errors import UsageError
 
@@ -70,11 +71,16 @@ one pool, or add GPUs
             f"the model pools hold {need.gpus:g} GPUs and the cluster has {gpus:g}; use one pool, or add GPUs",
         )
     if need.cpus + 2 * LIGHT_CPUS > cpus:
+        least = ceil(ACTOR_CPUS * (1 + sum(cores for _, cores, _ in need.pools)) + 2 * LIGHT_CPUS)
+        remedy = (
+            "use fewer with --decoders or --pool, or add CPUs"
+            if least <= cpus
+            else f"the least is {least}: add CPUs, or let Ray count more than there are (--num-cpus of `ray start`)"
+        )
         raise UsageError(
             "CLUSTER_TOO_FEW_CPUS",
             f"decoders and model pools hold {round(need.cpus, 2):g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, "
-            f"and the cluster has {cpus:g}; "
-            "use fewer with --decoders or --pool, or add CPUs",
+            f"and the cluster has {cpus:g}; {remedy}",
         )
     operators = 3 + len(need.pools)
     share = object_store_bytes * STORE_SHARE * RESERVED_SHARE / operators

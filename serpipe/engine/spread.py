@@ -118,24 +118,27 @@ def bundle_bytes(models: Sequence[ModelRef], todo: Plan, segmentation: str, embe
     """
     cut = parse_segmentation(segmentation)
     if cut.kind == "window":
-        each = cut.hop / SAMPLE_RATE
+        each, length = cut.hop / SAMPLE_RATE, cut.length / SAMPLE_RATE
     elif cut.kind == "vad":
-        each = SPEECH_SEGMENT_S
+        each = length = SPEECH_SEGMENT_S
     else:
-        each = max(todo.work_s / max(todo.left, 1), 1.0)
+        each = length = max(todo.work_s / max(todo.left, 1), 1.0)
     least = min(max(1800 / each, 100), 600)
     most = max(5 * 3600 / each, least)
     segments = min(max(todo.work_s / each / 50, least), most)
-    return round(segments * sum(_row_bytes(model, each, embeddings) for model in models))
+    return round(segments * (SEGMENT_BYTES + sum(_row_bytes(model, length, embeddings) for model in models)))
+
+
+SEGMENT_BYTES = 105
+"""About what a segment weighs in a pack without its audio: ids, times, measures."""
 
 
 def _row_bytes(model: ModelRef, seconds: float, embeddings: str) -> float:
-    """About what one segment weighs in a labelled pack: ids, times and measures, then what the model adds."""
+    """About what a model adds for each segment: labels, scores, canonical columns, embeddings."""
     spec = model.spec
+    # Arrow keeps the place of a fixed-width vector also where it is null.
     vector = 2 * spec.embedding_width
-    size: float = 140 + 2 * (4 + 4 * len(spec.labels))
-    if embeddings != "none":
-        size += vector
+    size: float = 100 + 20 * len(spec.labels) + vector
     if embeddings == "frame" and spec.frame_rate:
         size += vector * spec.frame_rate * seconds
     return size

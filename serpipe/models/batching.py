@@ -66,6 +66,17 @@ def run(
     return _pool(outputs, pieces, owners, len(waveforms))
 
 
+def join(outputs: Sequence[Outputs]) -> Outputs:
+    """Results of several calls as those of one."""
+    frames = None if outputs[0].frames is None else [rows for one in outputs for rows in one.frames or ()]
+    return Outputs(
+        np.concatenate([one.logits for one in outputs]),
+        np.concatenate([one.scores for one in outputs]),
+        np.concatenate([one.embeddings for one in outputs]),
+        frames,
+    )
+
+
 def windows(waveform: NDArray[np.float32], longest: int, shortest: int) -> list[NDArray[np.float32]]:
     """Cut a segment into equal windows no longer than a model takes.
 

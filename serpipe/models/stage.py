@@ -136,17 +136,7 @@ def _run(
                 refused[place] = f"the network fails on it ({type(error).__name__}: {error})"
         if not alone:
             raise
-        return _joined(alone), refused
-
-
-def _joined(outputs: Sequence[Outputs]) -> Outputs:
-    frames = None if outputs[0].frames is None else [rows for one in outputs for rows in one.frames or ()]
-    return Outputs(
-        np.concatenate([one.logits for one in outputs]),
-        np.concatenate([one.scores for one in outputs]),
-        np.concatenate([one.embeddings for one in outputs]),
-        frames,
-    )
+        return batching.join(alone), refused
 
 
 def _those(outputs: Outputs, kept: NDArray[np.bool_]) -> Outputs:

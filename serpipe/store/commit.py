@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from serpipe.labels import MAPPING_VERSION
 from serpipe.store import layout, parquet, schemas
 from serpipe.store.storage import Storage
 
@@ -27,6 +28,7 @@ class ModelRows:
         embeddings: rows of `schemas.embeddings`; None where none were asked for.
         frames: rows of `schemas.frames`; None where none were asked for.
         width: values per embedding.
+        passport: hash of the model's passport.
         quarantine: what failed in this model.
         settled: rows of `schemas.LEDGER`, the units this commit settles.
     """
@@ -37,6 +39,7 @@ class ModelRows:
     embeddings: pa.Table | None
     frames: pa.Table | None
     width: int
+    passport: str
     quarantine: pa.Table
     settled: pa.Table
 
@@ -82,7 +85,7 @@ def write(storage: Storage, commit: Commit) -> pa.Table:
                 parquet.write(storage, file, table, schema, common)
     open_parts = [part for part in commit.models if part.model not in done]
     for part in open_parts:
-        facts = common | {"model": part.model, "fp": part.fp}
+        facts = common | _facts(part)
         for file, table, schema in (
             (layout.embeddings(part.model, part.fp, name), part.embeddings, schemas.embeddings(part.width)),
             (layout.frames(part.model, part.fp, name), part.frames, schemas.frames(part.width)),
@@ -91,10 +94,14 @@ def write(storage: Storage, commit: Commit) -> pa.Table:
             if table is not None and table.num_rows:
                 parquet.write(storage, file, table, schema, facts)
     for part in open_parts:
-        facts = common | {"model": part.model, "fp": part.fp, "settled": parquet.pack_table(part.settled)}
+        facts = common | _facts(part) | {"settled": parquet.pack_table(part.settled)}
         parquet.write(storage, files[part.model], part.predictions, schemas.PREDICTIONS, facts)
     settled = [part.settled for part in open_parts] + [settled_by(storage, files[model]) for model in sorted(done)]
     return index(storage, name, settled)
+
+
+def _facts(part: ModelRows) -> dict[str, str]:
+    return {"model": part.model, "fp": part.fp, "passport": part.passport, "mapping": MAPPING_VERSION}
 
 
 def settled_by(storage: Storage, file: str) -> pa.Table:

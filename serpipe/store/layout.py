@@ -66,6 +66,11 @@ def run_of(commit: str) -> str:
     return commit.rsplit("-", 1)[0]
 
 
+def passport(model: str, fp: str, libraries: str) -> str:
+    """A model's passport, one for each set of libraries; its hash stands in the footer of every file they wrote."""
+    return f"passports/{model}-{fp}-{libraries}.json"
+
+
 def commit_name(run: str, packs: Iterable[str]) -> str:
     """Stem of a commit's files: the run and a hash over its packs, the same whenever the task runs again.
 

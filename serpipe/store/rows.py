@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -23,11 +23,13 @@ class RunFacts:
         run_id: the run.
         audio: audio fingerprint.
         models: model name to fingerprint.
+        passports: model name to the hash of its passport.
     """
 
     run_id: str
     audio: str
     models: dict[str, str]
+    passports: dict[str, str] = field(default_factory=dict)
 
 
 def commit_of(packs: Sequence[pa.Table], run: RunFacts) -> Commit:
@@ -44,6 +46,16 @@ def commit_of(packs: Sequence[pa.Table], run: RunFacts) -> Commit:
     )
 
 
+_FLAT = pa.schema(
+    [
+        pa.field("uri", pa.string()),
+        pa.field("model", pa.string()),
+        *(pa.field(field.name, field.type) for field in schemas.PREDICTIONS if field.name != "run_id"),
+        pa.field("embedding", pa.list_(pa.float16())),
+    ]
+)
+
+
 def flatten(packs: pa.Table) -> pa.Table:
     """Labelled packs as one row per segment and model: what `predictions` holds, with the uri and the model's name.
 
@@ -55,7 +67,7 @@ def flatten(packs: pa.Table) -> pa.Table:
         null where none was asked for.
     """
     models = [name.removeprefix("results:") for name in packs.column_names if name.startswith("results:")]
-    tables = []
+    tables = [_FLAT.empty_table()]
     for row in range(packs.num_rows):
         pack = packs.slice(row, 1)
         segments = _segments(pack)
@@ -63,7 +75,9 @@ def flatten(packs: pa.Table) -> pa.Table:
             results = rows_of(pack, f"results:{model}")
             mine = segments.take(results["segment"])
             table = _predictions(mine, results)
-            table = table.add_column(0, "uri", mine["uri"]).add_column(1, "model", pa.array([model] * table.num_rows))
+            table = table.add_column(0, "uri", mine["uri"]).add_column(
+                1, "model", pa.array([model] * table.num_rows, pa.string())
+            )
             tables.append(table.append_column("embedding", results["embedding"].cast(pa.list_(pa.float16()))))
     return pa.concat_tables(tables)
 
@@ -105,6 +119,7 @@ def _model_rows(
         embeddings=vectors,
         frames=by_frame,
         width=width,
+        passport=run.passports.get(model, ""),
         quarantine=quarantine_rows(pa.concat_tables(failures), run),
         settled=pa.concat_tables(settled),
     )
@@ -165,11 +180,11 @@ def _joined(packs: Sequence[pa.Table], column: str) -> pa.Table:
 def _stamped(table: pa.Table, schema: pa.Schema, run: RunFacts) -> pa.Table:
     """The schema's columns, the run's id among them; what a table lacks is null."""
     columns = []
-    for field in schema:
-        if field.name == "run_id":
+    for column in schema:
+        if column.name == "run_id":
             columns.append(pa.array([run.run_id] * table.num_rows, pa.string()))
-        elif field.name in table.column_names:
-            columns.append(table[field.name].cast(field.type))
+        elif column.name in table.column_names:
+            columns.append(table[column.name].cast(column.type))
         else:
-            columns.append(pa.nulls(table.num_rows, field.type))
+            columns.append(pa.nulls(table.num_rows, column.type))
     return pa.Table.from_arrays(columns, schema=schema)

@@ -112,7 +112,7 @@ def test_a_commit_carried_out_again_changes_nothing(bench: Bench, tmp_path: Path
     (first, *_) = bench.commits("R1", bench.recordings)
     rows = commit.write(storage, first)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet") if "ledger" not in str(path)}
-    assert len(before) > 6
+    assert len(before) > 4
     # A later attempt may come to slightly other numbers; those of the first stand.
     again = commit.write(storage, first)
     assert {path: path.stat().st_mtime_ns for path in before} == before

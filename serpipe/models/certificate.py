@@ -1,0 +1,217 @@
+"""A model's certificate: how far batching and a smaller number format move its answers, measured on real audio."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serpipe.audio.decode import Decoding
+from serpipe.errors import AudioError, ModelError, UsageError
+from serpipe.models import batching, weights
+from serpipe.models.contract import SAMPLE_RATE, Outputs
+from serpipe.models.registry import ModelRef
+
+BUCKETS_S = ((0.025, 2.0), (2.0, 5.0), (5.0, 11.0), (11.0, 30.0))
+"""Seconds. Segments of one bucket are batched together and with the others."""
+
+PROBABILITY_DRIFT = 0.02
+"""Largest change of a score that is accepted by default."""
+
+MARGIN = 0.05
+"""A label may not flip where the two best scores of float32 are further apart than this."""
+
+PER_BUCKET = 12
+"""Segments measured in each bucket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One number format on one length bucket, against float32 one segment at a time.
+
+    Attributes:
+        dtype: number format.
+        bucket_s: from, to, in seconds.
+        segments: how many.
+        logits: largest change of a logit.
+        scores: largest change of a score.
+        flips: labels that changed although the margin was larger than `MARGIN`.
+        batched: largest change of a score between batched and alone, within the format.
+        speed: seconds of audio labelled in a second, batched.
+    """
+
+    dtype: str
+    bucket_s: tuple[float, float]
+    segments: int
+    logits: float
+    scores: float
+    flips: int
+    batched: float
+    speed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What was measured, and what follows.
+
+    Attributes:
+        model: name.
+        weights_sha256: of the weights that were measured.
+        device: `cpu` or `cuda`.
+        drift: budget for the change of a score.
+        measures: one a format and bucket.
+        chosen: fastest format within the budget.
+        made: when, UTC.
+    """
+
+    model: str
+    weights_sha256: str
+    device: str
+    drift: float
+    measures: tuple[Measure, ...]
+    chosen: str
+    made: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def text(self) -> str:
+        """The certificate as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def certify(
+    model: ModelRef, audio: str, *, device: str, drift: float = PROBABILITY_DRIFT, budget_s: float = 60.0
+) -> Certificate:
+    """Measure a model on a folder of audio and keep the certificate for `--dtype auto`.
+
+    Args:
+        model: any dtype; every one the device knows is measured.
+        audio: folder of recordings.
+        device: `cpu` or `cuda`.
+        drift: largest change of a score that is accepted.
+        budget_s: seconds of one micro-batch.
+
+    Raises:
+        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes.
+    """
+    clips = _clips(audio)
+    alone: dict[int, Outputs] = {}
+    measures: list[Measure] = []
+    for dtype in ("float32", "bfloat16", *(("float16",) if device == "cuda" else ())):
+        try:
+            adapter = replace(model, dtype=dtype).load(device)
+        except ModelError as error:
+            if error.code == "MODEL_DTYPE_UNSUPPORTED":
+                continue
+            raise
+        for place, (bucket, members) in enumerate(clips.items()):
+            single = [batching.run(adapter, [clip], budget_s=budget_s) for clip in members]
+            batching.run(adapter, members, budget_s=budget_s)  # a first call warms caches up
+            began = time.perf_counter()
+            together = batching.run(adapter, members, budget_s=budget_s)
+            elapsed = time.perf_counter() - began
+            lonely = batching.join(single)
+            reference = alone.setdefault(place, lonely)
+            seconds = sum(len(clip) for clip in members) / SAMPLE_RATE
+            measures.append(_compare(dtype, bucket, reference, lonely, together, seconds / elapsed))
+    certificate = Certificate(
+        model=model.name,
+        weights_sha256=model.weights_sha256,
+        device=device,
+        drift=drift,
+        measures=tuple(measures),
+        chosen=_choose(measures, drift),
+    )
+    path = _path(model, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(certificate.text())
+    return certificate
+
+
+def best_dtype(model: ModelRef) -> tuple[str, str]:
+    """What `--dtype auto` stands for.
+
+    Returns:
+        The number format, and in words where that comes from. Where certificates of two devices disagree, float32.
+    """
+    found = {
+        device: json.loads(path.read_text())["chosen"]
+        for device in ("cpu", "cuda")
+        if (path := _path(model, device)).exists()
+    }
+    if len(set(found.values())) == 1:
+        return next(iter(found.values())), f"certified on {' and '.join(found)}"
+    if found:
+        return "float32", "its certificates disagree"
+    return "float32", f"it has no certificate; `serpipe models certify {model.name} --audio DIR` makes one"
+
+
+def _compare(
+    dtype: str, bucket: tuple[float, float], reference: Outputs, alone: Outputs, together: Outputs, speed: float
+) -> Measure:
+    ours, theirs = _answers(together), _answers(reference)
+    ranked = np.sort(theirs, axis=1)
+    margin = ranked[:, -1] - ranked[:, -2] if theirs.shape[1] > 1 else np.zeros(len(theirs))
+    flips = (ours.argmax(axis=1) != theirs.argmax(axis=1)) & (margin > MARGIN) & bool(reference.scores.shape[1])
+    return Measure(
+        dtype=dtype,
+        bucket_s=bucket,
+        segments=len(ours),
+        logits=_largest(together.logits, reference.logits),
+        scores=_largest(ours, theirs),
+        flips=int(np.sum(flips)),
+        batched=_largest(ours, _answers(alone)),
+        speed=round(speed, 1),
+    )
+
+
+def _answers(outputs: Outputs) -> NDArray[np.float32]:
+    """Scores; of a model without labels its embeddings, in units of their spread."""
+    if outputs.scores.shape[1]:
+        return outputs.scores
+    spread = max(float(outputs.embeddings.std()), 1e-12)
+    return (outputs.embeddings / np.float32(spread)).astype(np.float32)
+
+
+def _largest(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    both = np.isfinite(left) & np.isfinite(right)
+    return float(np.max(np.abs(left[both] - right[both]), initial=0.0))
+
+
+def _choose(measures: Sequence[Measure], drift: float) -> str:
+    speeds: dict[str, float] = {}
+    for dtype in dict.fromkeys(measure.dtype for measure in measures):
+        mine = [measure for measure in measures if measure.dtype == dtype]
+        if dtype == "float32" or all(m.scores <= drift and m.batched <= drift and not m.flips for m in mine):
+            speeds[dtype] = sum(1 / m.speed for m in mine if m.speed)
+    return min(speeds, key=lambda dtype: speeds[dtype])
+
+
+def _clips(audio: str) -> dict[tuple[float, float], list[NDArray[np.float32]]]:
+    """Cut whatever decodes into segments of every bucket, until each has enough."""
+    clips: dict[tuple[float, float], list[NDArray[np.float32]]] = {bucket: [] for bucket in BUCKETS_S}
+    rng = np.random.default_rng(0)
+    waveforms: list[NDArray[np.float32]] = []
+    for path in sorted(Path(audio).rglob("*")):
+        if path.is_file() and len(waveforms) < 4 * PER_BUCKET:
+            try:
+                waveforms.append(np.concatenate([block[0] for block in Decoding(str(path))]))
+            except (AudioError, OSError, ValueError):
+                continue
+    if not waveforms:
+        raise UsageError("CERTIFICATE_NO_AUDIO", f"nothing in {audio} decodes; give a folder of speech")
+    everything = np.concatenate(waveforms)
+    for (least, most), members in clips.items():
+        while len(members) < PER_BUCKET:
+            length = min(int(rng.uniform(least, most) * SAMPLE_RATE) + 1, len(everything))
+            start = int(rng.integers(0, len(everything) - length + 1))
+            members.append(everything[start : start + length])
+    return clips
+
+
+def _path(model: ModelRef, device: str) -> Path:
+    return weights.cache() / "certificates" / f"{model.name}-{model.weights_sha256[:16]}-{device}.json"

@@ -1,0 +1,266 @@
+"""What is left to do: against a plain reference, in any order, and frozen without secrets."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serpipe import plan
+from serpipe.manifest.schemas import RECORDINGS
+from serpipe.store import commit, layout, parquet, schemas
+from serpipe.store.rows import RunFacts, quarantine_rows
+from serpipe.store.storage import Storage
+
+AUDIO, OTHER_AUDIO = "aaaa", "bbbb"
+NAMES = [bytes([number]) * 16 for number in range(6)]
+UNITS = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    recording: int
+    unit: int
+    model: str
+    fp: str
+    audio: str
+    status: str
+    final: bool
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> list[Entry]:
+    """What runs can leave: for each recording, model, fingerprint and audio some of its units, in any order."""
+    entries = []
+    for recording in range(len(NAMES)):
+        length = draw(st.integers(1, UNITS))
+        for model, fp, audio in draw(
+            st.lists(
+                st.tuples(st.sampled_from("mn"), st.sampled_from(["f1", "f2"]), st.sampled_from([AUDIO, OTHER_AUDIO])),
+                unique=True,
+                max_size=4,
+            )
+        ):
+            # A recording that breaks in the middle ends there, with a failed unit.
+            end = draw(st.integers(1, length)) if draw(st.booleans()) else None
+            units = range(end or length)
+            for unit in draw(st.lists(st.sampled_from(units), unique=True)):
+                last = unit == len(units) - 1
+                status = "failed" if last and end else draw(st.sampled_from(["labelled", "empty"]))
+                entries.append(Entry(recording, unit, model, fp, audio, status, last))
+    return draw(st.permutations(entries))
+
+
+def table_of(entries: Sequence[Entry]) -> pa.Table:
+    rows = [
+        {
+            "recording_id": NAMES[entry.recording],
+            "unit": entry.unit,
+            "final": entry.final,
+            "model": entry.model,
+            "fp": entry.fp,
+            "audio": entry.audio,
+            "status": entry.status,
+            "segments": 1,
+            "rows": 1,
+            "commit": "R1-0",
+        }
+        for entry in entries
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.LEDGER)
+
+
+def recordings_of(
+    numbers: Sequence[int], *, claims: Sequence[float] = (), queries: Sequence[str | None] = ()
+) -> pa.Table:
+    rows = [
+        {
+            "recording_id": NAMES[number],
+            "uri": f"s3://b/{number}.wav",
+            "query": queries[place] if queries else None,
+            "claimed_s": claims[place] if claims else 10.0,
+            "meta": [("owner", "x")],
+            "given": [],
+        }
+        for place, number in enumerate(numbers)
+    ]
+    return pa.Table.from_pylist(rows, schema=RECORDINGS)
+
+
+def is_settled(entries: Sequence[Entry], recording: int, model: str, fp: str) -> bool:
+    units = {
+        entry.unit: entry
+        for entry in entries
+        if (entry.recording, entry.model, entry.fp, entry.audio) == (recording, model, fp, AUDIO)
+    }
+    finals = [unit for unit, entry in units.items() if entry.final]
+    return bool(finals) and all(unit in units for unit in range(max(finals) + 1))
+
+
+wanted_models = st.dictionaries(st.sampled_from("mno"), st.sampled_from(["f1", "f2"]), min_size=1)
+
+
+@settings(max_examples=120, deadline=None)
+@given(entries=ledgers(), models=wanted_models, numbers=st.lists(st.sampled_from(range(6)), unique=True))
+def test_outstanding_is_what_some_model_has_not_settled(
+    entries: list[Entry], models: dict[str, str], numbers: list[int]
+) -> None:
+    left = plan.outstanding(recordings_of(numbers), table_of(entries), audio=AUDIO, models=models)
+    expected = [
+        NAMES[number]
+        for number in numbers
+        if not all(is_settled(entries, number, model, fp) for model, fp in models.items())
+    ]
+    assert left["recording_id"].to_pylist() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(entries=ledgers(), models=wanted_models, data=st.data())
+def test_the_plan_knows_what_the_ledger_knows(
+    entries: list[Entry], models: dict[str, str], data: st.DataObject
+) -> None:
+    numbers = data.draw(st.permutations(range(6)))
+    shuffled = data.draw(st.permutations(entries))
+    cut = data.draw(st.integers(0, 6))
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage(folder)
+        for place, part in enumerate((shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :])):
+            commit.index(storage, f"R1-{place}", [table_of(part)])
+        parts = [recordings_of(numbers[:cut]), recordings_of(numbers[cut:])]
+        todo = plan.make_plan(
+            storage, "R2", [lambda part=part: part for part in parts],
+            audio=AUDIO, models=models, by_length=False, decoders=2,
+        )  # fmt: skip
+        left = [n for n in range(6) if not all(is_settled(entries, n, m, fp) for m, fp in models.items())]
+        assert (todo.left, todo.done) == (len(left), 6 - len(left))
+        if not left:
+            assert todo.tasks == []
+            assert storage.list("runs/") == []
+            return
+        frozen = pq.ParquetFile(storage.path(layout.plan("R2")))
+        assert [frozen.metadata.row_group(i).num_rows for i in range(frozen.num_row_groups)] == todo.tasks
+        rows = frozen.read().to_pylist()
+        assert sorted(row["recording_id"] for row in rows) == [NAMES[number] for number in left]
+        assert todo.work_s == pytest.approx(10.0 * len(left))
+        for row in rows:
+            mine = [entry for entry in entries if NAMES[entry.recording] == row["recording_id"]]
+            settled = {(e.unit, e.model, e.fp, e.status) for e in mine if e.audio == AUDIO}
+            got = [(s["unit"], s["model"], s["fp"], s["status"]) for s in row["settled"]]
+            assert sorted(got) == sorted(settled)
+            assert row["known"] == any(entry.final and entry.status != "failed" for entry in mine)
+            assert row["attempts"] == 0
+
+
+def test_attempts_are_the_most_that_were_logged(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    facts = RunFacts(run_id="R1", audio=AUDIO, models={"m": "f1"})
+    events = [(NAMES[0], 1), (NAMES[0], 3), (NAMES[0], 2), (NAMES[2], 1)]
+    rows = pa.table(
+        {
+            "recording_id": pa.array([name for name, _ in events], schemas.ID),
+            "stage": ["read"] * 4,
+            "code": ["RECORDING_GONE"] * 4,
+            "message": ["gone"] * 4,
+            "transient": [True] * 4,
+            "attempt": pa.array([attempt for _, attempt in events], pa.int32()),
+        }
+    )
+    parquet.write(storage, layout.quarantine("R1-0"), quarantine_rows(rows, facts), schemas.QUARANTINE, {})
+    _make(storage, recordings_of([0, 1, 2]))
+    frozen = pq.read_table(storage.path(layout.plan("R2")))
+    assert dict(zip(frozen["recording_id"].to_pylist(), frozen["attempts"].to_pylist(), strict=True)) == {
+        NAMES[0]: 3,
+        NAMES[1]: 0,
+        NAMES[2]: 1,
+    }
+
+
+def _make(storage: Storage, *parts: pa.Table, by_length: bool = False, decoders: int = 1) -> plan.Plan:
+    return plan.make_plan(
+        storage, "R2", [lambda part=part: part for part in parts],
+        audio=AUDIO, models={"m": "f1"}, by_length=by_length, decoders=decoders,
+    )  # fmt: skip
+
+
+def test_a_signed_query_stays_in_memory(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    claims, queries = [40.0, 40.0, 40.0, 10.0], [None, "X-Amz-Signature=TOPSECRET1", None, "X-Amz-Signature=TOPSECRET3"]
+    todo = _make(storage, recordings_of([0, 1, 2, 3], claims=claims, queries=queries))
+    assert todo.tasks == [1, 1, 2]
+    assert {task: array.to_pylist() for task, array in todo.queries.items()} == {1: [queries[1]], 2: [None, queries[3]]}
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"TOPSECRET" not in path.read_bytes()
+    assert "query" not in pq.read_schema(storage.path(layout.plan("R2"))).names
+
+
+def test_queries_follow_their_recordings_when_sorted_by_length(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    recordings = recordings_of([0, 1, 2], claims=[5.0, 500.0, 50.0], queries=["zero", "one", "two"])
+    todo = _make(storage, recordings, by_length=True)
+    frozen = pq.read_table(storage.path(layout.plan("R2")))
+    uris = frozen["uri"].to_pylist()
+    assert uris == ["s3://b/1.wav", "s3://b/2.wav", "s3://b/0.wav"]
+    assert [query for task in sorted(todo.queries) for query in todo.queries[task].to_pylist()] == [
+        "one",
+        "two",
+        "zero",
+    ]
+
+
+def test_in_order_of_uri_or_longest_first(tmp_path: Path) -> None:
+    for by_length, expected in ((False, [0, 1, 2, 3]), (True, [2, 0, 3, 1])):
+        storage = Storage(str(tmp_path / str(by_length)))
+        _make(storage, recordings_of([3, 1, 0, 2], claims=[20.0, 10.0, 30.0, 40.0]), by_length=by_length)
+        frozen = pq.read_table(storage.path(layout.plan("R2")))
+        assert frozen["recording_id"].to_pylist() == [NAMES[number] for number in expected]
+
+
+def test_missing_is_what_a_run_did_not_bring_to_an_end(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    _make(storage, recordings_of([0, 1, 2]))
+    done = Entry(1, 0, "m", "f1", AUDIO, "labelled", True)
+    half = Entry(2, 0, "m", "f1", AUDIO, "labelled", False)
+    commit.index(storage, "R2-0", [table_of([done, half])])
+    left = plan.missing(storage, "R2", audio=AUDIO, models={"m": "f1"})
+    assert left["uri"].to_pylist() == ["s3://b/0.wav", "s3://b/2.wav"]
+
+
+def test_nothing_to_plan(tmp_path: Path) -> None:
+    todo = _make(Storage(str(tmp_path)), RECORDINGS.empty_table())
+    assert (todo.tasks, todo.left, todo.done, todo.work_s) == ([], 0, 0, 0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(
+    work=st.lists(st.floats(0, 1e5, allow_nan=False), max_size=60),
+    decoders=st.integers(1, 300),
+)
+def test_balance_cuts_every_recording_into_a_task_in_order(work: list[float], decoders: int) -> None:
+    tasks = plan.balance(np.array(work), decoders=decoders)
+    assert sum(tasks) == len(work)
+    assert all(count > 0 for count in tasks)
+    share = float(np.clip(sum(work) / (plan.TASKS_PER_DECODER * decoders), plan.SHORTEST_TASK_S, plan.LONGEST_TASK_S))
+    start = 0
+    for count in tasks:
+        piece = work[start : start + count]
+        assert count == 1 or sum(piece) <= share * (1 + 1e-9)
+        # A task ends only because the next recording would make it too long.
+        if start + count < len(work):
+            assert sum(piece) + work[start + count] > share * (1 - 1e-9)
+        start += count
+
+
+def test_balance_feeds_every_decoder() -> None:
+    """An hour in minutes for four decoders: at least as many tasks as would keep them all busy to the end."""
+    tasks = plan.balance(np.full(600, 60.0), decoders=4)
+    assert len(tasks) >= plan.TASKS_PER_DECODER * 4
+    assert max(tasks) - min(tasks[:-1]) <= 1
