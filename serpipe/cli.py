@@ -1,3 +1,4 @@
+# ruff: noqa: D301 - click wants the character that \b stands for, so these docstrings are not raw
 """The command line: one function of the library per command."""
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
-    r"""Label large speech archives with emotion, into Parquet tables you can prove.
+    """Label large speech archives with emotion, into Parquet tables you can prove.
 
     \b
     Example:
@@ -38,7 +39,7 @@ def main() -> None:
 @main.command()
 @click.argument("directory", default="demo", type=click.Path())
 def demo(directory: str) -> None:
-    r"""Make a small archive of synthetic voices in DIRECTORY, label it and show the tables.
+    """Make a small archive of synthetic voices in DIRECTORY, label it and show the tables.
 
     \b
     Example:
@@ -113,7 +114,7 @@ def label(
     max_failed: float,
     **options: Any,
 ) -> None:
-    r"""Label what MANIFEST names and STORE does not hold yet.
+    """Label what MANIFEST names and STORE does not hold yet.
 
     MANIFEST is a folder, a glob, or a list (Parquet, CSV, TSV, JSONL, Kaldi, NeMo, lhotse); both may be local or any
     fsspec URL, such as s3://bucket/archive.
@@ -151,7 +152,7 @@ def label(
 @main.command()
 @click.argument("store")
 def status(store: str) -> None:
-    r"""What a store holds: recordings, segments, predictions by model, what fails, the last runs.
+    """What a store holds: recordings, segments, predictions by model, what fails, the last runs.
 
     \b
     Example:
@@ -169,7 +170,7 @@ def status(store: str) -> None:
 @click.option("--code", help="Only this error code.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Examples to show.")
 def failures(store: str, code: str | None, limit: int) -> None:
-    r"""What fails now, by code, with examples.
+    """What fails now, by code, with examples.
 
     \b
     Example:
@@ -185,7 +186,7 @@ def failures(store: str, code: str | None, limit: int) -> None:
 @main.group(invoke_without_command=True)
 @click.pass_context
 def models(context: click.Context) -> None:
-    r"""The models known here; `check` and `certify` look at one.
+    """The models known here; `check` and `certify` look at one.
 
     \b
     Example:
@@ -196,7 +197,7 @@ def models(context: click.Context) -> None:
     if context.invoked_subcommand:
         return
     for name, spec in sorted(specs().items()):
-        where = f"{spec.hub_id} at {spec.revision}" if spec.hub_id else "ships with serpipe"
+        where = f"{spec.hub_id} at {spec.revision or 'no pinned revision'}" if spec.hub_id else "ships with serpipe"
         click.echo(f"{name}: {', '.join(spec.labels) or 'embeddings only'}")
         click.echo(
             f"  {where}; {spec.licence}; {spec.parameters / 1e6:.2f} M parameters; "
@@ -209,7 +210,7 @@ def models(context: click.Context) -> None:
 @models.command()
 @click.argument("model")
 def check(model: str) -> None:
-    r"""Audit MODEL and print its passport; exit 1 with the reason where it fails.
+    """Audit MODEL and print its passport; exit 1 with the reason where it fails.
 
     MODEL is NAME, NAME@REVISION or NAME=LOCATION.
 
@@ -231,7 +232,7 @@ def check(model: str) -> None:
     "--drift", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Change of a score to accept."
 )
 def certify(model: str, audio: str, device: str, drift: float) -> None:
-    r"""Measure how far batches and number formats move MODEL's answers, and keep it for `label --dtype auto`.
+    """Measure how far batches and number formats move MODEL's answers, and keep it for `label --dtype auto`.
 
     \b
     Example:

@@ -163,7 +163,7 @@ def balance(work: np.ndarray, *, decoders: int) -> list[int]:
         Number of recordings of each task.
 
     Examples:
-        >>> balance(np.array([50.0, 50.0, 200.0, 10.0]), decoders=1)
+        >>> balance(np.array([30.0, 30.0, 200.0, 10.0]), decoders=1)
         [2, 1, 1]
     """
     if not len(work):

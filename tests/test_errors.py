@@ -65,10 +65,6 @@ def test_a_code_has_one_kind() -> None:
 def test_codes_in_tables_are_codes_too() -> None:
     """Failures that never were exceptions carry codes as well."""
     root = Path(serpipe.__file__).parent
-    found = {
-        match
-        for path in root.rglob("*.py")
-        for match in re.findall(r'"code": "([^"]+)"', path.read_text())
-    }
+    found = {match for path in root.rglob("*.py") for match in re.findall(r'"code": "([^"]+)"', path.read_text())}
     assert {"SEGMENT_TOO_SHORT", "MODEL_NOT_FINITE"} <= found
     assert [code for code in found if not CODE.fullmatch(code)] == []

@@ -141,6 +141,8 @@ def _open_ffmpeg(path: str) -> Track:
 
     try:
         container = av.open(path, metadata_errors="replace")
+    except MemoryError:
+        raise
     except (av.FFmpegError, ValueError, OSError) as error:
         raise Undecodable(_plain(error)) from error
     if not container.streams.audio:
@@ -182,6 +184,8 @@ def _ffmpeg_frames(
         while True:
             try:
                 packet = next(packets, None)
+            except MemoryError:
+                raise
             except (av.FFmpegError, OSError) as error:
                 track.error = _plain(error)
                 break

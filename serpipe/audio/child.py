@@ -23,7 +23,10 @@ from serpipe.audio.backends import Header
 from serpipe.audio.decode import Channels, Decoding, Outcome
 from serpipe.errors import AudioError
 
-_HEADER, _AUDIO, _END, _FAILED = b"HEAD", b"PCMF", b"DONE", b"FAIL"
+START_S = 300.0
+"""Seconds the child may take to start. A cold disk or a crowded machine is no fault of the file that comes first."""
+
+_READY, _HEADER, _AUDIO, _END, _FAILED = b"UP  ", b"HEAD", b"PCMF", b"DONE", b"FAIL"
 """Four bytes, so that the samples behind them lie where float32 must."""
 
 
@@ -47,9 +50,7 @@ class ChildDecoding:
         self._decoder = decoder
         self.outcome = Outcome()
         decoder.send({"path": path, "channels": channels})
-        kind, body = decoder.receive()
-        if kind == _FAILED:
-            raise _failure(body)
+        _, body = decoder.receive()
         opened = json.loads(bytes(body))
         self.header = Header(**opened["header"])
         self.channels: int = opened["channels"]
@@ -59,11 +60,9 @@ class ChildDecoding:
             kind, body = self._decoder.receive()
             if kind == _AUDIO:
                 yield np.frombuffer(body, np.float32).reshape(self.channels, -1)
-            elif kind == _END:
+            else:
                 self.outcome = Outcome(**json.loads(bytes(body)))
                 return
-            else:
-                raise _failure(body)
 
 
 class ChildDecoder:
@@ -96,7 +95,8 @@ class ChildDecoder:
 
         Raises:
             AudioError: what `Decoding` raises, and `AUDIO_DECODER_CRASHED`, `AUDIO_DECODER_HUNG`,
-                `AUDIO_DECODER_MEMORY`; the same while iterating.
+                `AUDIO_DECODER_MEMORY`; transient: `AUDIO_DECODER_KILLED`, `AUDIO_DECODER_NOT_STARTED`; the same
+                while iterating.
         """
         if self._busy:
             # The caller left a recording half-way: its audio is still in the pipe.
@@ -112,7 +112,7 @@ class ChildDecoder:
         self._busy = True
 
     def receive(self) -> tuple[bytes, memoryview]:
-        """The child's next message: its kind and its body."""
+        """The child's next message: its kind and its body; a failure is raised."""
         assert self._pipe is not None
         try:
             if not self._pipe.poll(self._limits.stall_s):
@@ -127,6 +127,12 @@ class ChildDecoder:
         kind, body = message[:4], memoryview(message)[4:]
         if kind in (_END, _FAILED):
             self._busy = False
+        if kind == _FAILED:
+            failed = json.loads(bytes(body))
+            if failed["code"] == "AUDIO_DECODER_MEMORY":
+                # What libraries leave behind when memory runs out must not count against the next file.
+                self.close()
+            raise AudioError(failed["code"], failed["message"])
         return kind, body
 
     def close(self) -> None:
@@ -172,6 +178,17 @@ class ChildDecoder:
         theirs.close()
         self._pipe = ours
         threading.Thread(target=self._count, args=(self._process,), daemon=True).start()
+        try:
+            started = ours.poll(START_S) and ours.recv_bytes() == _READY
+        except (EOFError, ConnectionError):
+            started = False
+        if not started:
+            self.close()
+            raise AudioError(
+                "AUDIO_DECODER_NOT_STARTED",
+                "the decoder did not start; the machine is overloaded or its Python is broken",
+                transient=True,
+            )
 
     def _count(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
@@ -193,25 +210,21 @@ class ChildDecoder:
         return AudioError("AUDIO_DECODER_CRASHED", f"the codec died of {how}; the file is damaged or hostile")
 
 
-def _failure(body: memoryview) -> AudioError:
-    failed = json.loads(bytes(body))
-    return AudioError(failed["code"], failed["message"])
-
-
 def main(descriptor: int, memory_bytes: int, parent: int) -> None:
     """The child: decode what is asked for until the pipe closes."""
     _end_with(parent)
     pipe = Connection(descriptor)
-    limited = False
+    _warm_up()
+    _limit_memory(memory_bytes)
+    try:
+        pipe.send_bytes(_READY)
+    except BrokenPipeError:
+        return
     while True:
         try:
             job = json.loads(pipe.recv_bytes())
         except EOFError:
             return
-        if not limited:
-            _warm_up()
-            _limit_memory(memory_bytes)
-            limited = True
         try:
             _serve(pipe, job)
         except AudioError as error:

@@ -68,7 +68,9 @@ class PackBuilder:
         """The pack, if there is anything in it; the builder is empty afterwards."""
         if not any(self._rows.values()):
             return
-        audio = np.concatenate([*self._audio, np.zeros(0, np.float32)])
+        # Arrow's allocator gives large pieces back to the system; malloc keeps a few for ever.
+        audio = np.frombuffer(pa.allocate_buffer(self._samples * 4), np.float32)
+        np.concatenate([*self._audio, np.zeros(0, np.float32)], out=audio)
         rows = self._rows
         self._clear()
         identity = hashlib.blake2b(digest_size=12)

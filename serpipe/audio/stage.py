@@ -104,10 +104,12 @@ class Decode:
                     speech=self._speech,
                     outside=outside,
                 ):
-                    # Not after a unit but before the next: the recording's row travels with its last unit.
-                    if builder.full or builder.would_burst(unit):
+                    if builder.would_burst(unit):
                         yield from builder.flush()
                     job.unit(builder, unit)
+                    # The last unit waits: its recording's row travels with it.
+                    if builder.full and not unit.final:
+                        yield from builder.flush()
             if not decoding.outcome.samples:
                 raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
             job.end(builder, decoding, outside, self._decoder.messages - messages)

@@ -8,6 +8,7 @@ memory, and a manifest that holds any is read by every run.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ IN_PROCESS_BYTES = 64 << 20
 
 PART_BYTES = 32 << 20
 """Bytes of manifest behind one part of a catalogue made by Ray."""
+
+MOST_PARTITIONS = 200
+"""Of the shuffle; Ray's own default, of which a small catalogue would leave most empty."""
 
 STORED = pa.schema([field for field in RECORDINGS if field.name != "query"])
 """A part of a catalogue in the store."""
@@ -93,14 +97,17 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
 
     size = sum(part.size or 0 for part in manifest.parts)
     buckets = max(2, size // PART_BYTES)
-    dataset = ray.data.read_datasource(
-        _source(manifest, buckets),
-        num_cpus=LIGHT_CPUS,
-        override_num_blocks=len(manifest.parts),
-        ray_remote_args={"max_retries": TASK_RETRIES},
-    )
+    with warnings.catch_warnings():
+        # The bounded retries have no other name in Ray 2.60.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        dataset = ray.data.read_datasource(
+            _source(manifest, buckets),
+            num_cpus=LIGHT_CPUS,
+            override_num_blocks=len(manifest.parts),
+            ray_remote_args={"max_retries": TASK_RETRIES},
+        )
     root = storage.root
-    folded = dataset.groupby("bucket").map_groups(
+    folded = dataset.groupby("bucket", num_partitions=min(buckets, MOST_PARTITIONS)).map_groups(
         lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=LIGHT_CPUS
     )
     signed = [_SIGNED.empty_table(), *folded.iter_batches(batch_size=None, batch_format="pyarrow")]

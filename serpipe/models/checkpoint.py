@@ -61,7 +61,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: `MODEL_CONFIG_UNREADABLE`.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no table of settings")
     except (OSError, ValueError) as error:
         raise ModelError("MODEL_CONFIG_UNREADABLE", f"{path} cannot be read ({error}); fetch it again") from error
     return content

@@ -17,8 +17,18 @@ from serpipe.models.contract import Adapter, ModelSpec
 GROUP = "serpipe.models"
 """Entry-point group; each entry names the module of a family."""
 
-FAMILIES = ("serpipe.models.embedded",)
+FAMILIES = (
+    "serpipe.models.embedded",
+    "serpipe.models.superb",
+    "serpipe.models.exhubert",
+    "serpipe.models.emotion2vec",
+    "serpipe.models.odyssey",
+    "serpipe.models.audeering",
+    "serpipe.models.ehcalabres",
+)
 """The families that ship with serpipe, a module each."""
+
+_ANY_CLASSIFIER = "serpipe.models.generic"
 
 
 class Family(Protocol):
@@ -94,7 +104,8 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
     """Find a model and hash its weights.
 
     Args:
-        text: `NAME`, `NAME@REVISION`, or `NAME=LOCATION` for weights in a folder or at an fsspec URL.
+        text: `NAME`, `NAME@REVISION`, or `NAME=LOCATION` for weights in a folder or at an fsspec URL. A name that
+            is not known makes its own of any Transformers audio classifier at LOCATION.
         dtype: number format to compute in.
 
     Raises:
@@ -113,9 +124,20 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
                 place = location or getattr(family, "SHIPPED", "") or weights.from_hub(spec, revision, family.FILES)
                 digest = content_sha256(weights.localised(place, family.FILES), family.FILES)
                 return ModelRef(spec, module, place, dtype, digest)
+    if location:
+        return _classifier(name, location, dtype)
     near = difflib.get_close_matches(name, specs(), n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`serpipe models` lists them"
     raise UsageError("MODEL_UNKNOWN", f"no model is called {name!r}; {hint}")
+
+
+def _classifier(name: str, location: str, dtype: str) -> ModelRef:
+    """A checkpoint that no family knows: its own configuration says what it is, and the audit whether that is so."""
+    from serpipe.models import generic
+
+    directory = weights.localised(location, generic.FILES)
+    spec = generic.spec_of(directory, name)
+    return ModelRef(spec, _ANY_CLASSIFIER, location, dtype, content_sha256(directory, generic.FILES))
 
 
 def _family(module: str) -> Family:

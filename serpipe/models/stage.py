@@ -63,6 +63,9 @@ class Predict:
         self._embeddings = embeddings
         self.keeps_audio = keep_audio
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # A convolution in TF32 keeps ten bits: far too few for a label that does not change with its batch.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         if self._device == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         references = [resolve(model) if isinstance(model, str) else model for model in models]

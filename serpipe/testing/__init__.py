@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serpipe.testing.checkpoints import make_checkpoint
 from serpipe.testing.speech import speech_like, write_speech
 
-__all__ = ["speech_like", "write_speech"]
+__all__ = ["make_checkpoint", "speech_like", "write_speech"]

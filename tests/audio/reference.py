@@ -1,6 +1,6 @@
 """Whole files decoded in one piece and resampled in one call: what every stream is measured against.
 
-Nothing here shares code with serpipe's decoder. Which library reads a file is serpipe's documented rule: libsndfile
+Decoding and resampling share no code with serpipe. Which library reads a file is serpipe's documented rule: libsndfile
 for PCM containers and Ogg, FFmpeg for the rest.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ import pytest
 import soundfile
 import soxr
 from numpy.typing import NDArray
+
+from serpipe.audio.segment import GivenSegment, NoSegments, Segment, Segmentation
+from serpipe.audio.speech import SpeechDetector
 
 DATA = Path(os.environ.get("SERPIPE_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -92,6 +95,44 @@ def decoded(path: Path, container: str) -> list[tuple[int, NDArray[np.floating[A
                 continue
             pieces += [(frame.sample_rate, _floats(frame)) for frame in frames]
     return pieces
+
+
+def segments_of(
+    segmentation: Segmentation, given: Sequence[GivenSegment], samples: Samples
+) -> tuple[list[list[Segment]], list[int], list[Samples]]:
+    """What a recording held in memory is cut into, in one call.
+
+    Args:
+        segmentation: how to cut.
+        given: the manifest's segments.
+        samples: float32 (channels, n).
+
+    Returns:
+        Each channel's segments by start, end and place; places of given segments outside; each channel's speech
+        probabilities, where the segmentation needs them.
+    """
+    channels, outside, speech = [], set(), []
+    for channel, whole_channel in enumerate(samples):
+        mine = [i for i, one in enumerate(given) if len(samples) == 1 or one.channel in (None, channel)]
+        heard = np.zeros(0, np.float32)
+        if segmentation.needs_speech:
+            detector = SpeechDetector()
+            heard = np.concatenate([detector.push(whole_channel), detector.finish()])
+        speech.append(heard)
+        passed_over = segmentation.kind == "given" and given and not mine
+        segmenter = NoSegments() if passed_over else segmentation.segmenter([given[i] for i in mine])
+        found = [
+            Segment(one.start, one.end, one.short, None if one.given is None else mine[one.given])
+            for one in segmenter.finish(samples.shape[1], heard)
+        ]
+        channels.append(sorted(found, key=place))
+        outside |= {mine[i] for i in segmenter.outside}
+    return channels, sorted(outside), speech
+
+
+def place(segment: Segment) -> tuple[int, int, int]:
+    """What segments of one channel are sorted by."""
+    return segment.start, segment.end, segment.given or 0
 
 
 def _floats(frame: av.AudioFrame) -> NDArray[np.floating[Any]]:

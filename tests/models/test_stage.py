@@ -147,7 +147,9 @@ def test_every_model_appends_its_own_columns(pack: pa.Table) -> None:
         "failures:stage_level",
     ]
     for name in ("embedded", "stage_level"):
-        assert labelled.schema.field(f"results:{name}").type.value_type == result_type(resolve(name).spec.embedding_width)
+        assert labelled.schema.field(f"results:{name}").type.value_type == result_type(
+            resolve(name).spec.embedding_width
+        )
     # One may take what another does not: the second model wants a tenth of a second.
     assert set(_failures(labelled, "stage_level")) == set(_failures(labelled, "embedded"))
     # One stage with both models, or a stage each.
@@ -157,7 +159,9 @@ def test_every_model_appends_its_own_columns(pack: pa.Table) -> None:
     assert second.equals(labelled)
 
 
-@pytest.mark.parametrize(("kind", "nulls"), [("none", (True, True)), ("utterance", (False, True)), ("frame", (False, False))])
+@pytest.mark.parametrize(
+    ("kind", "nulls"), [("none", (True, True)), ("utterance", (False, True)), ("frame", (False, False))]
+)
 def test_embeddings_that_were_asked_for(pack: pa.Table, kind: str, nulls: tuple[bool, bool]) -> None:
     results = rows_of(serpipe.Predict(["embedded"], embeddings=kind)(pack), "results:embedded")
     assert results.num_rows > 5
@@ -170,7 +174,9 @@ def test_only_wanted_units_are_labelled(archive: Path) -> None:
     models = {name: resolve(name).fp for name in ("embedded", "stage_level")}
     recordings = serpipe.read_manifest(str(archive / "a.wav"))
     entry = {"unit": 0, "model": "embedded", "fp": models["embedded"], "status": "labelled"}
-    kind = pa.list_(pa.struct([("unit", pa.int32()), ("model", pa.string()), ("fp", pa.string()), ("status", pa.string())]))
+    kind = pa.list_(
+        pa.struct([("unit", pa.int32()), ("model", pa.string()), ("fp", pa.string()), ("status", pa.string())])
+    )
     recordings = recordings.append_column("settled", pa.array([[entry]], kind))
     decode = serpipe.Decode(segmentation="window:2/2", speech=False, models=models)
     (pack,) = decode(recordings)

@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -139,13 +140,22 @@ def test_unknown_kinds_of_url_are_refused() -> None:
         Storage("gopher://a/b")
 
 
+def test_create_in_another_kind_of_store() -> None:
+    storage = Storage(f"memory://{uuid4().hex}")
+    assert storage.create("lease.json", b"1")
+    assert not storage.create("lease.json", b"2")
+    assert storage.get("lease.json") == b"1"
+
+
+class OldFileSystem(MemoryFileSystem):
+    """A filesystem from before fsspec knew exclusive puts."""
+
+    def pipe_file(self, path: str, value: bytes) -> None:  # type: ignore[override]
+        super().pipe_file(path, value)
+
+
 def test_a_store_without_exclusive_create_says_so() -> None:
     storage = Storage(f"memory://{uuid4().hex}")
-    try:
-        first = storage.create("lease.json", b"1")
-    except StoreError as error:
-        assert error.code == "STORE_NO_EXCLUSIVE_CREATE"
-    else:
-        assert first
-        assert not storage.create("lease.json", b"2")
-        assert storage.get("lease.json") == b"1"
+    storage.fs = OldFileSystem()
+    with pytest.raises(StoreError, match="STORE_NO_EXCLUSIVE_CREATE: memory://"):
+        storage.create("lease.json", b"1")

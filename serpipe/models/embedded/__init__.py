@@ -27,6 +27,10 @@ SHIPPED = str(Path(__file__).parent)
 """Folder of the weights in the package."""
 
 
+VERIFIED = "trained by jobs/train_embedded.py, its card has the figures; alone against batched"
+NOT_VERIFIED = "any corpus but acted German"
+
+
 def load(spec: ModelSpec, directory: str, *, device: str, dtype: str = "float32") -> Adapter:
     """Load the embedded model.
 

@@ -1,0 +1,185 @@
+"""emotion2vec over padded batches: FunASR's layers, with masks where FunASR has none.
+
+FunASR's own forward pass takes a padding mask, yet differs by half the range of its embeddings between batches: the
+padded frames leak through the positional convolutions. Four things make a batch equal to its utterances one by one:
+the waveform is normalised before padding; padded frames are zero before every positional convolution; padded frames
+are no keys of the attention, while the learned extra tokens always are; the mean is taken over valid frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from serpipe.models.contract import ModelSpec, Outputs
+from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths, valid
+
+
+class Emotion2vecAdapter:
+    """A loaded emotion2vec.
+
+    Args:
+        spec: the model's frozen facts, with the labels and the width of the checkpoint.
+        weights_sha256: hash of the checkpoint's files.
+        module: FunASR's Emotion2vec, loaded and audited; its attention is replaced.
+        unused: places of the labels that are switched off.
+        device: where to compute.
+        dtype: number format of the network.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights_sha256: str,
+        module: Any,
+        unused: Sequence[int],
+        *,
+        device: str,
+        dtype: torch.dtype,
+    ) -> None:
+        self._spec, self._sha256, self._unused = spec, weights_sha256, list(unused)
+        self._device, self._dtype = device, dtype
+        self._head = None if module.proj is None else module.proj.to(device).eval()
+        self._network = PaddedEmotion2vec(module).to(device, dtype).eval()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's frozen facts."""
+        return self._spec
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the checkpoint's files, as 64 hexadecimal digits."""
+        return self._sha256
+
+    @torch.inference_mode()
+    def forward(self, waveforms: Sequence[NDArray[np.float32]], *, frames: bool) -> Outputs:
+        """One micro-batch: normalise, pad, mask, run.
+
+        Args:
+            waveforms: mono float32 samples at 16 kHz, each of 400 to 480 000 samples.
+            frames: whether frame embeddings are wanted too, 50 a second.
+
+        Raises:
+            ModelError: `MODEL_SEGMENT_LENGTH`.
+        """
+        refuse_lengths(waveforms, self._spec)
+        if not len(waveforms):
+            return nothing(self._spec, frames=frames)
+        batch, lengths = pad([normalised(waveform) for waveform in waveforms], self._device)
+        counts = frame_count(lengths)
+        hidden = self._network(batch.to(self._dtype), counts).float()
+        pooled = masked_mean(hidden, valid(counts, hidden.shape[1]))
+        logits = pooled.new_zeros((len(waveforms), 0)) if self._head is None else self._head(pooled)
+        logits[:, self._unused] = -torch.inf
+        per_frame = None
+        if frames:
+            rows = zip(hidden.cpu().numpy(), counts.tolist(), strict=True)
+            per_frame = [row[:count].copy() for row, count in rows]
+        return Outputs(logits.cpu().numpy(), logits.softmax(-1).cpu().numpy(), pooled.cpu().numpy(), per_frame)
+
+
+def normalised(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero mean and unit variance over the utterance: torch's layer norm without weights, 1e-5 beneath the root.
+
+    Examples:
+        >>> normalised(np.array([0.0, 1.0], np.float32)).round(4).tolist()
+        [-1.0, 1.0]
+    """
+    result: NDArray[np.float32] = F.layer_norm(torch.tensor(waveform), (len(waveform),)).numpy()
+    return result
+
+
+class PaddedEmotion2vec(nn.Module):
+    """The layers of FunASR's Emotion2vec up to its head, for waveforms of different lengths.
+
+    Args:
+        module: FunASR's Emotion2vec, in float32; its attention is replaced.
+    """
+
+    def __init__(self, module: Any) -> None:
+        from funasr.models.emotion2vec.base import get_alibi  # type: ignore[import-untyped]
+
+        super().__init__()
+        audio = module.modality_encoders["AUDIO"]
+        self.front, self.project = audio.local_encoder, audio.project_features
+        layers = audio.relative_positional_encoder
+        self.positional = nn.ModuleList(layer for layer in layers if isinstance(layer, nn.Sequential))
+        self.extra_tokens, self.norm = audio.extra_tokens, audio.context_encoder.norm
+        self.blocks = nn.ModuleList([*audio.context_encoder.blocks, *module.blocks])
+        for block in self.blocks:
+            block.attn = BiasedAttention(block.attn)
+        # Press et al., arXiv 2108.12409, symmetric, with learned factors. A plain attribute keeps float32.
+        steps = get_alibi(2, module.blocks[0].attn.heads)[:, 0, 1]
+        self.slopes = (steps[None, :, None, None] * audio.alibi_scale.detach().squeeze(0).clamp_min(0)).contiguous()
+
+    def forward(self, waveforms: Tensor, counts: Tensor) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            waveforms: normalised, zero-padded (n, samples).
+            counts: int64 (n,), valid frames of each.
+
+        Returns:
+            (n, frames, width); what lies beyond the valid frames of a row means nothing.
+        """
+        hidden = self.project(self.front(waveforms))
+        mask = valid(counts, hidden.shape[1])
+        keep = mask.unsqueeze(1).to(hidden.dtype)
+        position = hidden.transpose(1, 2)
+        for layer in self.positional:
+            position = layer(position * keep)
+        hidden = hidden + position.transpose(1, 2)
+        hidden = self.norm(torch.cat([self.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
+        bias = self._bias(mask).to(hidden.dtype)
+        for block in self.blocks:
+            hidden, _ = block(hidden, None, bias)
+        last: Tensor = hidden[:, self.extra_tokens.shape[1] :]
+        return last
+
+    def _bias(self, mask: Tensor) -> Tensor:
+        """What is added to attention scores: distance in frames, and minus infinity for padded keys.
+
+        Returns:
+            float32 (1, heads, size, size), or (n, heads, size, size) where frames are padded.
+        """
+        extra = self.extra_tokens.shape[1]
+        places = torch.arange(mask.shape[1], device=mask.device)
+        distance = (places[None] - places[:, None]).abs()
+        bias = F.pad(distance * self.slopes.to(mask.device), (extra, 0, extra, 0))
+        if bool(mask.all()):
+            return bias
+        return bias.masked_fill(~F.pad(mask, (extra, 0), value=True)[:, None, None], -torch.inf)
+
+
+class BiasedAttention(nn.Module):
+    """FunASR's attention on torch's fused kernels.
+
+    Args:
+        attention: FunASR's, whose projections are taken over.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.heads = attention.num_heads
+        self.qkv, self.proj = attention.qkv, attention.proj
+
+    def forward(self, hidden: Tensor, _padding_mask: None, alibi_bias: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden: (n, size, width).
+            _padding_mask: None; the bias masks.
+            alibi_bias: (1 or n, heads, size, size).
+        """
+        count, size, width = hidden.shape
+        query, key, value = self.qkv(hidden).view(count, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=alibi_bias)
+        result: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, size, width))
+        return result

@@ -1,0 +1,190 @@
+"""wav2vec 2.0, HuBERT and WavLM encoders of Transformers, run so that a batch leaves no trace in a row's numbers.
+
+The stock networks are exact in a padded batch but for three things, which are mended here: the group norm of the
+first convolution of "group" models takes its statistics over the padding too; their own weighted layer sum keeps every
+layer's output alive; and since Transformers 5.16 that sum takes the last layer from before the encoder's final norm
+(huggingface/transformers #44114, #48087), where the checkpoints were trained with what comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+from serpipe.errors import ModelError
+from serpipe.models.masking import CONVOLUTIONS, frame_count, valid
+from serpipe.models.wavlm_attention import FusedWavLMAttention
+
+_CLASSES: dict[str, tuple[Any, Any]] = {
+    "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+    "hubert": (transformers.HubertConfig, transformers.HubertModel),
+    "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
+}
+
+Encoder: TypeAlias = transformers.Wav2Vec2Model | transformers.HubertModel | transformers.WavLMModel
+"""One of the stock networks; they share the names of their parts."""
+
+# What only training reads, or what `load` decides: number format, attention, SpecAugment and its learned embedding.
+_OURS = ("torch_dtype", "dtype", "attn_implementation", "_attn_implementation", "quantization_config")
+_NO_TRAINING = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What an encoder gives for `n` waveforms.
+
+    Attributes:
+        last: (n, frames, width), the last hidden states, after the encoder's final norm where it has one.
+        weighted: float32 (n, frames, width), the weighted sum of all layers; None where no weights were given.
+        mask: bool (n, frames), the frames that are not padding.
+    """
+
+    last: Tensor
+    weighted: Tensor | None
+    mask: Tensor
+
+
+def build_encoder(config: Mapping[str, Any], *, model: str) -> Encoder:
+    """An encoder without weights, on the meta device and in evaluation mode.
+
+    Args:
+        config: content of a checkpoint's `config.json`.
+        model: the model's name, for the message.
+
+    Raises:
+        ModelError: `MODEL_CONFIG_MISMATCH`, no encoder of the three kinds, one that Transformers cannot build, one
+            with another convolutional front-end, or one whose numbers would depend on the batch.
+
+    Examples:
+        >>> build_encoder({"model_type": "hubert", "conv_stride": [4, 2, 2, 2, 2, 2, 2]}, model="toy")
+        Traceback (most recent call last):
+        serpipe.errors.ModelError: MODEL_CONFIG_MISMATCH: the config.json of model 'toy' has convolutions of ...
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in _CLASSES:
+        raise _mismatch(model, f"says model_type {kind!r}, which is none of {', '.join(_CLASSES)}")
+    config_class, encoder_class = _CLASSES[kind]
+    settings = {key: value for key, value in config.items() if key not in _OURS}
+    try:
+        parsed = config_class.from_dict({**settings, **_NO_TRAINING})
+        _refuse_unmaskable(parsed, model)
+        with torch.device("meta"):
+            encoder: Encoder = encoder_class(parsed).eval()
+    except (StrictDataclassError, ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise _mismatch(model, f"describes no {kind} encoder that can be built ({error})") from error
+    for module in encoder.modules():
+        if isinstance(module, WavLMAttention):
+            module.__class__ = FusedWavLMAttention
+    return encoder
+
+
+def bake(encoder: Encoder) -> None:
+    """Replace the weight norm of the positional convolution by its product, computed once and in float32."""
+    parametrize.remove_parametrizations(encoder.encoder.pos_conv_embed.conv, "weight")
+
+
+def encode(encoder: Encoder, waveforms: Tensor, lengths: Tensor, *, layer_weights: Tensor | None = None) -> Encoded:
+    """Run an encoder over a padded batch.
+
+    Args:
+        encoder: of `build_encoder`, filled.
+        waveforms: (n, samples), zero-padded on the right.
+        lengths: int64 (n,), samples of each, at least 400.
+        layer_weights: (layers + 1,), before their softmax, for the input of the first layer and the output of each.
+    """
+    features = _features(encoder, waveforms, lengths).transpose(1, 2)
+    mask = valid(frame_count(lengths), features.shape[1])
+    projected = encoder.feature_projection(features)
+    hidden = projected[0] if isinstance(projected, tuple) else projected
+    if layer_weights is None:
+        return Encoded(_layers(encoder, hidden, mask), None, mask)
+    *inputs, final = layer_weights.double().softmax(-1).tolist()
+    with _summed_inputs(encoder.encoder.layers, inputs) as total:
+        last = _layers(encoder, hidden, mask)
+    return Encoded(last, total().add_(last, alpha=final), mask)
+
+
+def masked_group_norm(channels: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Group norm with one channel a group, over the valid places of each row only.
+
+    Args:
+        channels: (n, channels, places).
+        lengths: int64 (n,), valid places of each row.
+        norm: whose weight, bias and epsilon are used.
+
+    Returns:
+        Of the same shape and type; statistics are taken in float32.
+    """
+    values = channels.float()
+    mask = valid(lengths, channels.shape[-1])[:, None]
+    count = lengths[:, None, None]
+    mean = (values * mask).sum(-1, keepdim=True) / count
+    centred = (values - mean) * mask
+    variance = centred.square().sum(-1, keepdim=True) / count
+    scaled = centred * torch.rsqrt(variance + norm.eps)
+    return (scaled * norm.weight.float()[:, None] + norm.bias.float()[:, None]).to(channels.dtype)
+
+
+def _features(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    first: Any
+    first, *others = encoder.feature_extractor.conv_layers
+    hidden: Tensor = waveforms[:, None]
+    if encoder.config.feat_extract_norm == "group":
+        kernel, stride = CONVOLUTIONS[0]
+        hidden = masked_group_norm(first.conv(hidden), (lengths - kernel) // stride + 1, first.layer_norm)
+        hidden = first.activation(hidden)
+    else:
+        hidden = first(hidden)
+    for layer in others:
+        hidden = layer(hidden)
+    return hidden
+
+
+def _layers(encoder: Encoder, hidden: Tensor, mask: Tensor) -> Tensor:
+    # The stock encoder zeroes what the mask leaves out before its positional convolution, and hides it as keys.
+    last: Tensor = encoder.encoder(hidden, attention_mask=mask).last_hidden_state
+    return last
+
+
+@contextmanager
+def _summed_inputs(layers: nn.ModuleList, weights: list[float]) -> Iterator[Callable[[], Tensor]]:
+    """While it lasts, every layer's input is added to a float32 sum as it passes by; none is kept."""
+    total: list[Tensor] = []
+
+    def adding(weight: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not total:
+                total.append(torch.zeros_like(inputs[0], dtype=torch.float32))
+            total[0].add_(inputs[0], alpha=weight)
+
+        return add
+
+    handles = [layer.register_forward_pre_hook(adding(weight)) for layer, weight in zip(layers, weights, strict=True)]
+    try:
+        yield lambda: total[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_unmaskable(config: transformers.PretrainedConfig, model: str) -> None:
+    found = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
+    if found != CONVOLUTIONS:
+        raise _mismatch(model, f"has convolutions of (kernel, stride) {found}, not {CONVOLUTIONS}")
+    if getattr(config, "add_adapter", False):
+        raise _mismatch(model, "adds a convolutional adapter behind the encoder, which classifiers do not have")
+    if getattr(config, "conv_pos_batch_norm", False):
+        raise _mismatch(model, "has a batch norm before its positional convolution, which padding would pass through")
+
+
+def _mismatch(model: str, what: str) -> ModelError:
+    return ModelError("MODEL_CONFIG_MISMATCH", f"the config.json of model {model!r} {what}; give another checkpoint")

@@ -1,0 +1,277 @@
+"""A file that crashes, hangs, balloons or babbles costs one verdict; the next one decodes as ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from serpipe.audio import child
+from serpipe.audio.child import ChildDecoder, Limits
+from serpipe.audio.decode import Channels, Decoding
+from serpipe.errors import AudioError
+from serpipe.testing import write_speech
+
+STALL_S = 3.0
+"""Long beside what a codec takes for a block on a loaded machine, short beside a test's patience."""
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_speech(tmp_path_factory.mktemp("clip") / "clip.wav", seconds=5.0, sample_rate=22_050, channels=2)
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Longer than what fits between the processes, so that its child is at work while it is read."""
+    return write_speech(tmp_path_factory.mktemp("clip") / "long.wav", seconds=600.0)
+
+
+@pytest.fixture
+def decoder() -> Iterator[ChildDecoder]:
+    with ChildDecoder(Limits(stall_s=STALL_S)) as one:
+        yield one
+
+
+def samples_of(decoder: ChildDecoder, path: str, channels: Channels = "mix") -> np.ndarray:
+    return np.concatenate(list(decoder.decode(path, channels)), axis=1)
+
+
+def assert_fine(decoder: ChildDecoder, path: str) -> None:
+    """The decoder does what it did before."""
+    np.testing.assert_array_equal(samples_of(decoder, path), np.concatenate(list(Decoding(path)), axis=1))
+
+
+def refusal_of(decoder: ChildDecoder, path: str) -> AudioError:
+    with pytest.raises(AudioError) as refusal:
+        samples_of(decoder, path)
+    return refusal.value
+
+
+@pytest.mark.parametrize("channels", ["mix", "first", "split"])
+def test_a_child_gives_what_its_parent_would(decoder: ChildDecoder, clip: str, channels: Channels) -> None:
+    inside, outside = Decoding(clip, channels), decoder.decode(clip, channels)
+    assert (outside.header, outside.channels) == (inside.header, inside.channels)
+    expected, blocks = list(inside), list(outside)
+    assert all(block.flags.aligned for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), np.concatenate(expected, axis=1))
+    assert outside.outcome == inside.outcome
+
+
+def test_one_child_serves_many_files(decoder: ChildDecoder, clip: str, tmp_path: Path) -> None:
+    assert decoder.pid is None
+    assert_fine(decoder, clip)
+    first = decoder.pid
+    (tmp_path / "page.wav").write_text("not found")
+    assert refusal_of(decoder, str(tmp_path / "page.wav")).code == "AUDIO_UNDECODABLE"
+    assert refusal_of(decoder, str(tmp_path / "absent.wav")).code == "AUDIO_UNREADABLE"
+    assert_fine(decoder, clip)
+    assert decoder.pid == first
+
+
+def test_a_recording_left_half_way_does_not_leak_into_the_next(
+    decoder: ChildDecoder, clip: str, long_clip: str
+) -> None:
+    next(iter(decoder.decode(long_clip, "mix")))
+    assert_fine(decoder, clip)
+
+
+def test_a_source_that_hangs(decoder: ChildDecoder, clip: str, tmp_path: Path) -> None:
+    """A named pipe that nobody writes to, as a network file system that went away."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    begin = time.monotonic()
+    refusal = refusal_of(decoder, str(tmp_path / "pipe.wav"))
+    assert (refusal.code, refusal.transient) == ("AUDIO_DECODER_HUNG", False)
+    assert STALL_S <= time.monotonic() - begin < STALL_S + 30  # a hang in this process would last for ever
+    assert decoder.pid is None
+    assert_fine(decoder, clip)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "transient"),
+    [
+        (signal.SIGSEGV, "AUDIO_DECODER_CRASHED", False),
+        (signal.SIGABRT, "AUDIO_DECODER_CRASHED", False),
+        (signal.SIGFPE, "AUDIO_DECODER_CRASHED", False),
+        (signal.SIGKILL, "AUDIO_DECODER_KILLED", True),
+        (signal.SIGSTOP, "AUDIO_DECODER_HUNG", False),
+    ],
+)
+def test_a_child_that_ends_in_the_middle(
+    decoder: ChildDecoder, clip: str, long_clip: str, end: signal.Signals, code: str, transient: bool
+) -> None:
+    blocks = iter(decoder.decode(long_clip, "mix"))
+    next(blocks)
+    assert decoder.pid is not None
+    os.kill(decoder.pid, end)
+    with pytest.raises(AudioError) as refusal:
+        list(blocks)
+    assert (refusal.value.code, refusal.value.transient) == (code, transient)
+    if code == "AUDIO_DECODER_CRASHED":
+        assert end.name in refusal.value.message
+    assert_fine(decoder, clip)
+
+
+def test_a_child_that_died_between_two_files_costs_neither(decoder: ChildDecoder, clip: str) -> None:
+    assert_fine(decoder, clip)
+    assert decoder.pid is not None
+    os.kill(decoder.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(decoder.pid)], timeout=10)
+    assert_fine(decoder, clip)
+
+
+def test_a_file_that_balloons(clip: str, tmp_path: Path) -> None:
+    """64 channels at the highest rate: one block of it is more than the child may take."""
+    import soundfile
+
+    soundfile.write(tmp_path / "wide.wav", np.zeros((200_000, 64), np.float32), 384_000)
+    with ChildDecoder(Limits(memory_bytes=16 << 20, stall_s=STALL_S)) as decoder:
+        refusal = refusal_of(decoder, str(tmp_path / "wide.wav"))
+        assert (refusal.code, refusal.transient) == ("AUDIO_DECODER_MEMORY", False)
+        assert "16 MiB" in refusal.message
+        assert decoder.pid is None
+        assert_fine(decoder, clip)
+    with ChildDecoder(Limits(memory_bytes=512 << 20, stall_s=STALL_S)) as decoder:
+        assert samples_of(decoder, str(tmp_path / "wide.wav")).shape == (1, 8_333)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".opus"])
+@pytest.mark.parametrize("memory_kb", [512, 6_144])
+def test_no_room_is_never_mistaken_for_damage(tmp_path: Path, suffix: str, memory_kb: int) -> None:
+    """Wherever the limit strikes, in a library or in Python: a code, or the whole audio; never half of it as whole."""
+    path = write_speech(tmp_path / f"clip{suffix}", seconds=30.0, sample_rate=48_000, channels=2)
+    (expected,) = np.concatenate(list(Decoding(path)), axis=1)
+    with ChildDecoder(Limits(memory_bytes=memory_kb << 10, stall_s=STALL_S)) as decoder:
+        try:
+            decoding = decoder.decode(path, "mix")
+            (samples,) = np.concatenate(list(decoding), axis=1)
+        except AudioError as refusal:
+            code = refusal.code
+        else:
+            code = None
+            assert decoding.outcome.error is None
+            assert decoding.outcome.undecoded_s == 0
+            np.testing.assert_array_equal(samples, expected)
+    assert code in {None, "AUDIO_DECODER_MEMORY", "AUDIO_DECODER_CRASHED"}
+
+
+BABBLER = """
+import av
+av.logging.restore_default_callback()
+av.logging.set_level(av.logging.INFO)
+"""
+
+
+def test_what_codecs_write_is_counted_and_not_shown(
+    decoder: ChildDecoder, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """PyAV keeps FFmpeg quiet; the child of this test lets it write to stderr, as libraries do."""
+    (tmp_path / "sitecustomize.py").write_text(BABBLER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spoken = Path(write_speech(tmp_path / "clip.mp3", seconds=20.0)).read_bytes()
+    half = len(spoken) // 2
+    (tmp_path / "broken.mp3").write_bytes(spoken[:half] + b"\xff\xfb" * 3_000 + spoken[half:])
+    assert samples_of(decoder, str(tmp_path / "broken.mp3")).size
+    deadline = time.monotonic() + 10
+    while not decoder.messages:  # they travel on their own
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert capfd.readouterr() == ("", "")
+    assert_fine(decoder, clip)
+
+
+ORPHAN = """
+import sys
+from serpipe.audio.child import ChildDecoder
+decoder = ChildDecoder()
+sum(block.shape[1] for block in decoder.decode(sys.argv[1], "mix"))
+print(decoder.pid, flush=True)
+decoder.decode(sys.argv[2], "mix")
+"""
+
+
+def test_the_child_dies_with_its_parent(clip: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    program = [sys.executable, "-c", ORPHAN, clip, str(tmp_path / "pipe.wav")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        orphan = psutil.Process(int(parent.stdout.readline()))
+        assert orphan.ppid() == parent.pid
+        time.sleep(0.5)  # it is in the pipe now, where closing its connection would not reach it
+        assert orphan.is_running()
+        parent.send_signal(signal.SIGKILL)
+    # Wherever orphans go, it may stay there as a zombie.
+    deadline = time.monotonic() + 30
+    while orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, orphan
+        time.sleep(0.05)
+
+
+def test_a_child_that_cannot_start_is_not_the_fault_of_the_file(
+    clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)")
+    with pytest.MonkeyPatch.context() as patch, ChildDecoder() as decoder:
+        patch.syspath_prepend(str(tmp_path))
+        refusal = refusal_of(decoder, clip)
+        assert (refusal.code, refusal.transient) == ("AUDIO_DECODER_NOT_STARTED", True)
+        patch.undo()
+        assert_fine(decoder, clip)
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(60)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(child, "START_S", 0.5)
+    with ChildDecoder() as decoder:
+        assert refusal_of(decoder, clip).code == "AUDIO_DECODER_NOT_STARTED"
+        assert decoder.pid is None
+
+
+def test_a_slow_start_does_not_count_against_the_first_file(
+    clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(4)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with ChildDecoder(Limits(stall_s=STALL_S)) as decoder:
+        assert_fine(decoder, clip)
+
+
+def test_decoders_work_side_by_side(clip: str, long_clip: str) -> None:
+    (expected,) = np.concatenate(list(Decoding(clip)), axis=1)
+    found: list[np.ndarray] = []
+
+    def work() -> None:
+        with ChildDecoder() as decoder:
+            for _ in range(3):
+                found.append(samples_of(decoder, clip)[0])
+
+    with ChildDecoder() as other:
+        blocks = iter(other.decode(long_clip, "mix"))
+        next(blocks)
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(block.shape[1] for block in blocks) > 500 * 16_000
+    assert len(found) == 9
+    for samples in found:
+        np.testing.assert_array_equal(samples, expected)
+
+
+def test_closing_leaves_nothing_behind(clip: str) -> None:
+    before = len(psutil.Process().children()), psutil.Process().num_fds(), threading.active_count()
+    for _ in range(3):
+        with ChildDecoder() as decoder:
+            assert_fine(decoder, clip)
+    deadline = time.monotonic() + 10
+    while (after := (len(psutil.Process().children()), psutil.Process().num_fds(), threading.active_count())) > before:
+        assert time.monotonic() < deadline, (before, after)
+        time.sleep(0.05)

@@ -1,0 +1,242 @@
+"""From a uri to a local file: what is fetched, what is refused and how, what is left behind."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from serpipe.audio import source
+from serpipe.audio.source import is_remote, local_copy
+from serpipe.audio.stage import Decode
+from serpipe.errors import AudioError
+from serpipe.testing import write_speech
+from tests.audio.test_stage import gather, row, table
+
+CONTENT = os.urandom(9_000_001)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = fsspec.filesystem("s3")
+        files.mkdir("audio")
+        for key in ("a/one.wav", "a/with space & 音声?#%20.wav"):
+            files.pipe_file(f"audio/{key}", CONTENT)
+        yield "s3://audio"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """A signed-url server: the right signature gets the content, others get what the path says."""
+
+    asked: list[str]
+    broken = 0
+
+    def do_GET(self) -> None:
+        type(self).asked.append(self.path)
+        status = 200 if self.path.endswith("signature=right") else 403
+        if "gone" in self.path:
+            status = 404
+        if "busy" in self.path and type(self).broken:
+            type(self).broken -= 1
+            status = 503
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(CONTENT) if status == 200 else 0))
+        self.end_headers()
+        if status == 200:
+            # An "aborted" download ends before the length it announced.
+            self.wfile.write(CONTENT[: 1_000 if "aborted" in self.path else None])
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    Pages.asked, Pages.broken = [], 0
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "ATTEMPTS", 2)
+
+
+def refusal_of(uri: str, folder: Path | None = None, **facts: object) -> AudioError:
+    with (
+        pytest.raises(AudioError) as refusal,
+        local_copy(uri, folder=None if folder is None else str(folder), **facts),  # type: ignore[arg-type]
+    ):
+        pass
+    assert uri not in refusal.value.message
+    return refusal.value
+
+
+# --- local
+
+
+def test_a_local_file_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(CONTENT)
+    with local_copy(str(tmp_path / "a.wav"), size=len(CONTENT)) as path:
+        assert path == str(tmp_path / "a.wav")
+    assert (tmp_path / "a.wav").read_bytes() == CONTENT
+
+
+def test_what_is_wrong_with_local_files(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(CONTENT)
+    for absent in ("absent.wav", "a.wav/inside.wav", ""):
+        refusal = refusal_of(str(tmp_path / absent))
+        assert (refusal.code, refusal.transient) == ("RECORDING_NOT_FOUND", False)
+    refusal = refusal_of(str(tmp_path / "a.wav"), size=5)
+    assert (refusal.code, refusal.transient) == ("RECORDING_CHANGED", True)
+    assert "knew 5" in refusal.message
+    assert str(len(CONTENT)) in refusal.message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch(mode=0o000)
+    assert refusal_of(str(tmp_path / "a.wav")).code == "RECORDING_FORBIDDEN"
+
+
+def test_a_pipe_does_not_hang_here(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    with local_copy(str(tmp_path / "pipe.wav")) as path:
+        assert path == str(tmp_path / "pipe.wav")
+
+
+@pytest.mark.parametrize(
+    ("uri", "remote"),
+    [("/a/b.wav", False), ("/a/http:/b.wav", False), ("s3://a/b.wav", True), ("https://a/b", True), ("gs://a/b", True)],
+)
+def test_what_is_remote(uri: str, remote: bool) -> None:
+    assert is_remote(uri) == remote
+
+
+# --- S3
+
+
+@pytest.mark.parametrize("key", ["a/one.wav", "a/with space & 音声?#%20.wav"])
+def test_objects_are_copied_whole_and_the_copy_goes(bucket: str, tmp_path: Path, key: str) -> None:
+    with local_copy(f"{bucket}/{key}", size=len(CONTENT), folder=str(tmp_path)) as path:
+        assert tmp_path in Path(path).parents
+        assert Path(path).read_bytes() == CONTENT
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError), local_copy(f"{bucket}/{key}", folder=str(tmp_path)):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_objects(bucket: str, tmp_path: Path) -> None:
+    for absent in ("a/absent.wav", "a"):
+        refusal = refusal_of(f"{bucket}/{absent}", tmp_path)
+        assert (refusal.code, refusal.transient) == ("RECORDING_NOT_FOUND", False)
+    assert refusal_of("s3://no-such-bucket/a.wav", tmp_path).code == "RECORDING_NOT_FOUND"
+    refusal = refusal_of(f"{bucket}/a/one.wav", tmp_path, size=len(CONTENT) + 1)
+    assert (refusal.code, refusal.transient) == ("RECORDING_CHANGED", True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_object_that_was_replaced_is_read_anew(bucket: str) -> None:
+    files = fsspec.filesystem("s3")
+    for content in (b"first", b"second, longer"):
+        files.pipe_file("audio/b/changing.wav", content)
+        with local_copy(f"{bucket}/b/changing.wav", size=len(content)) as path:
+            assert Path(path).read_bytes() == content
+
+
+def test_recordings_of_a_bucket_decode_as_local_ones(bucket: str, tmp_path: Path) -> None:
+    path = write_speech(tmp_path / "spoken.mp3", seconds=8.0)
+    fsspec.filesystem("s3").put_file(path, "audio/c/spoken.mp3")
+    found = gather(
+        Decode(segmentation="window:3/3", speech=False)(
+            table([row(path), row(f"{bucket}/c/spoken.mp3"), row(f"{bucket}/c/absent.mp3")])
+        )
+    )
+    local, remote = found[path], found[f"{bucket}/c/spoken.mp3"]
+    assert [audio.tolist() for audio in local.audio] == [audio.tolist() for audio in remote.audio]
+    assert local.recordings[0]["codec"] == remote.recordings[0]["codec"]
+    assert found[f"{bucket}/c/absent.mp3"].codes == ["RECORDING_NOT_FOUND"]
+
+
+def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    for uri in (f"http://127.0.0.1:{port}/a.wav", "s3://audio/a/one.wav"):
+        refusal = refusal_of(uri, tmp_path, query="X-Amz-Signature=secret")
+        assert (refusal.code, refusal.transient) == ("RECORDING_UNREACHABLE", True)
+        assert "secret" not in str(refusal)
+    assert not list(tmp_path.iterdir())
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+# --- the web
+
+
+def test_a_signed_query_opens_and_is_never_told(site: str, tmp_path: Path, impatient: None) -> None:
+    with local_copy(f"{site}/a.wav", query="signature=right", size=len(CONTENT), folder=str(tmp_path)) as path:
+        assert Path(path).read_bytes() == CONTENT
+    for name, query, code, transient in (
+        ("a.wav", "signature=wrong-secret", "RECORDING_FORBIDDEN", False),
+        ("a.wav", None, "RECORDING_FORBIDDEN", False),
+        ("gone.wav", "signature=right", "RECORDING_NOT_FOUND", False),
+        ("aborted.wav", "signature=right", "RECORDING_UNREACHABLE", True),
+    ):
+        refusal = refusal_of(f"{site}/{name}", tmp_path, query=query)
+        assert (refusal.code, refusal.transient) == (code, transient)
+        assert "signature" not in str(refusal)
+        assert "secret" not in str(refusal)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_busy_is_asked_again(site: str) -> None:
+    Pages.broken = 2
+    with local_copy(f"{site}/busy.wav", query="signature=right") as path:
+        assert Path(path).read_bytes() == CONTENT
+    Pages.broken, Pages.asked = 1000, []
+    assert refusal_of(f"{site}/busy.wav", query="signature=right").code == "RECORDING_UNREACHABLE"
+    assert len(Pages.asked) == source.ATTEMPTS
+
+
+def test_what_will_not_change_is_asked_once(site: str) -> None:
+    assert refusal_of(f"{site}/gone.wav").code == "RECORDING_NOT_FOUND"
+    assert len(Pages.asked) == 1
+
+
+def test_a_kind_of_uri_that_nothing_reads() -> None:
+    refusal = refusal_of("gopher://old/a.wav")
+    assert (refusal.code, refusal.transient) == ("RECORDING_UNSUPPORTED", False)

@@ -1,0 +1,57 @@
+"""Every model of the registry in one pass, on random weights and real Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import serpipe
+from serpipe.labels import CANONICAL
+from serpipe.models.registry import specs
+from serpipe.store.storage import Storage
+from serpipe.testing import make_checkpoint
+from tests.tables import read
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_all_models_in_one_pass(archive: Path, tmp_path: Path) -> None:
+    wanted = ["embedded"]
+    for name, spec in specs().items():
+        if spec.hub_id is not None:
+            wanted.append(f"{name}={make_checkpoint(name, tmp_path / 'checkpoints' / name)}")
+    assert len(wanted) >= 14
+    store = str(tmp_path / "store")
+    result = serpipe.label(str(archive / "a"), store, models=wanted, segmentation="window:6/3", embeddings="frame")
+    opened = serpipe.open(store)
+    segments = opened.segments().num_rows
+    assert (result.failed, result.predictions) == (0, segments * len(wanted))
+    rows = opened.predictions().to_pylist()
+    for name, spec in specs().items():
+        mine = [row for row in rows if row["model"] == name]
+        assert len({row["segment_id"] for row in mine}) == len(mine) == segments, name
+        assert all(row["labels"] == list(spec.labels) for row in mine)
+        assert all(len(row["scores"]) == len(row["logits"]) == len(spec.labels) for row in mine)
+        if spec.kind == "categorical":
+            assert all(row["label"] in spec.labels and abs(sum(row["scores"]) - 1) < 1e-4 for row in mine)
+            assert all(row["arousal"] is None for row in mine)
+            _assert_canonical(mine)
+        elif spec.kind == "dimensional":
+            assert all(row["label"] is None and row["emotion"] is None for row in mine)
+            assert all(row[label] == row["scores"][i] for row in mine for i, label in enumerate(spec.labels))
+        assert opened.embeddings(name).num_rows == segments
+        frames = read(store, f"frames/model={name}").num_rows
+        assert frames == (segments if spec.frame_rate else 0), name
+    assert len(Storage(store).list("passports/")) == len(wanted)
+
+
+def _assert_canonical(rows: list[dict[str, object]]) -> None:
+    """Null outside the support, mass kept inside."""
+    for row in rows:
+        scores = row["emotion_scores"]
+        assert isinstance(scores, dict)
+        assert list(scores) == list(CANONICAL)
+        known = [score for score in scores.values() if score is not None]
+        assert abs(sum(known) - row["mapped_mass"]) < 1e-5
+        if row["emotion"] is not None:
+            assert scores[row["emotion"]] is not None
