@@ -10,7 +10,7 @@ from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasink
 
 from serpipe.engine.progress import Board
-from serpipe.store import commit
+from serpipe.store import commit, lease
 from serpipe.store.rows import RunFacts, commit_of
 from serpipe.store.storage import Storage
 
@@ -40,7 +40,8 @@ class StoreSink(Datasink[dict[str, int]]):
             table: pa.Table = BlockAccessor.for_block(block).to_arrow()
             packs += [table.slice(row, 1) for row in range(table.num_rows)]
         ready = commit_of(packs, self._run)
-        commit.write(Storage(self._root), ready)
+        storage = Storage(self._root)
+        commit.write(storage, ready, guard=lambda: lease.check(storage, self._run.run_id))
         quarantined = ready.quarantine.num_rows + sum(part.quarantine.num_rows for part in ready.models)
         self._board.add(quarantined=quarantined)
         return {"commits": 1, "quarantined": quarantined}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,10 @@ from serpipe.testing.speech import speech_like
 
 SHRUG = 1e-3
 """Nats below the greatest possible entropy within which two unlike clips may not both lie."""
+
+
+RECITAL = 1e-2
+"""Largest difference to a published answer: libraries differ by far less, other weights by far more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,8 @@ def issue(model: ModelRef, device: str = "cpu") -> Passport:
     """Load a model, look at it and say what it is.
 
     Raises:
-        ModelError: what loading refuses, and `MODEL_DEAF`, `MODEL_UNTRAINED`, `MODEL_NOT_FINITE`.
+        ModelError: what loading refuses, and `MODEL_DEAF`, `MODEL_UNTRAINED`, `MODEL_NOT_FINITE`,
+            `MODEL_CHECK_VALUE`.
 
     Examples:
         >>> from serpipe.models.registry import resolve
@@ -77,6 +83,9 @@ def issue(model: ModelRef, device: str = "cpu") -> Passport:
     """
     spec = model.spec
     adapter = model.load(device)
+    checks = listen(adapter)
+    if model.published is not None and not model.random_weights:
+        checks |= recite(adapter, *model.published)
     return Passport(
         model=spec.name,
         hub_id=spec.hub_id,
@@ -88,7 +97,7 @@ def issue(model: ModelRef, device: str = "cpu") -> Passport:
         weights_sha256=adapter.weights_sha256,
         adapter_epoch=spec.adapter_epoch,
         fp=model.fp,
-        checks=listen(adapter),
+        checks=checks,
         versions=versions(),
     )
 
@@ -123,6 +132,31 @@ def listen(adapter: Adapter) -> dict[str, float]:
                 f"{spec.name} finds its {len(spec.labels)} labels equally likely whatever it hears: an untrained head",
             )
     return checks
+
+
+def recite(adapter: Adapter, samples: int, scores: Sequence[float]) -> dict[str, float]:
+    """Let a model answer what its authors published the answer to.
+
+    Args:
+        adapter: a loaded model.
+        samples: length of the zeros they fed it.
+        scores: what they got.
+
+    Returns:
+        `published`: largest difference to their answer.
+
+    Raises:
+        ModelError: `MODEL_CHECK_VALUE`, the difference is larger than `RECITAL`.
+    """
+    answer = adapter.forward([np.zeros(samples, np.float32)], frames=False).scores[0]
+    difference = float(np.max(np.abs(answer - np.asarray(scores))))
+    if difference > RECITAL:
+        raise ModelError(
+            "MODEL_CHECK_VALUE",
+            f"{adapter.spec.name} answers {answer.round(4).tolist()} to {samples} zeros, its authors published "
+            f"{[round(score, 4) for score in scores]}; these are not their weights",
+        )
+    return {"published": difference}
 
 
 @cache

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Protocol, cast
 
 from serpipe import ids
@@ -27,6 +28,9 @@ FAMILIES = (
     "serpipe.models.ehcalabres",
 )
 """The families that ship with serpipe, a module each."""
+
+RANDOM_WEIGHTS = "RANDOM_WEIGHTS"
+"""File that marks a checkpoint with made-up weights."""
 
 _ANY_CLASSIFIER = "serpipe.models.generic"
 
@@ -72,6 +76,16 @@ class ModelRef:
     def fp(self) -> str:
         """Model fingerprint: weights, adapter epoch and number format."""
         return ids.fingerprint("model", self.weights_sha256, self.spec.adapter_epoch, self.dtype)
+
+    @property
+    def published(self) -> tuple[int, tuple[float, ...]] | None:
+        """Zeros, as a number of samples, and the scores that the model's authors published for them."""
+        return getattr(_family(self.family), "CHECK", None)
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether `serpipe.testing.make_checkpoint` made these weights up."""
+        return (Path(weights.localised(self.location, (RANDOM_WEIGHTS,))) / RANDOM_WEIGHTS).exists()
 
     def load(self, device: str) -> Adapter:
         """Audit the weights and put the network on a device.

@@ -59,7 +59,10 @@ WAV2VEC2_BASE = _spec(
 SPECS: tuple[ModelSpec, ...] = (HUBERT_LARGE, HUBERT_BASE, WAV2VEC2_LARGE, WAV2VEC2_BASE)
 
 
-VERIFIED = "against Transformers' own classes, one utterance at a time, to 1e-5; alone against batched; weighted sums after the final norm"
+VERIFIED = (
+    "against Transformers' own classes, one utterance at a time, to 1e-5; alone against batched; "
+    "weighted sums of the states after the final norm"
+)
 NOT_VERIFIED = "real weights; the booleans of the real preprocessor_config.json; one revision is abbreviated"
 
 

@@ -7,7 +7,7 @@ commit that is carried out twice finds its predictions files and adopts them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -65,8 +65,13 @@ class Commit:
     models: Sequence[ModelRows]
 
 
-def write(storage: Storage, commit: Commit) -> pa.Table:
+def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lambda: None) -> pa.Table:
     """Make a commit durable.
+
+    Args:
+        storage: the store.
+        commit: the rows.
+        guard: called before the first file and before each that counts; raises where they must not be written.
 
     Returns:
         The ledger rows that now hold, its own or those of the same commit carried out before.
@@ -75,6 +80,7 @@ def write(storage: Storage, commit: Commit) -> pa.Table:
     common = {"audio": audio, "commit": name}
     files = {part.model: layout.predictions(part.model, part.fp, name) for part in commit.models}
     done = {model for model, file in files.items() if storage.exists(file)}
+    guard()
     if not done:
         for file, table, schema in (
             (layout.recordings(name), commit.recordings, schemas.RECORDINGS),
@@ -95,6 +101,7 @@ def write(storage: Storage, commit: Commit) -> pa.Table:
                 parquet.write(storage, file, table, schema, facts)
     for part in open_parts:
         facts = common | _facts(part) | {"settled": parquet.pack_table(part.settled)}
+        guard()
         parquet.write(storage, files[part.model], part.predictions, schemas.PREDICTIONS, facts)
     settled = [part.settled for part in open_parts] + [settled_by(storage, files[model]) for model in sorted(done)]
     return index(storage, name, settled)

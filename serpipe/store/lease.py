@@ -19,6 +19,10 @@ NAME = "lease.json"
 LIFETIME_S = 120.0
 """Seconds without a sign of life after which a holder counts as dead."""
 
+GRACE_S = 5.0
+"""Seconds between taking a store from a dead holder and working on it: its workers may outlive it, and one that has
+just looked at the lease may still be writing."""
+
 
 class Lease:
     """Held for the length of a `with` block.
@@ -44,17 +48,21 @@ class Lease:
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
 
     def __enter__(self) -> Lease:
+        taken = False
         for _ in range(3):
             if self._storage.create(NAME, self._sign()):
                 self._beat.start()
+                if taken:
+                    time.sleep(GRACE_S)
                 return self
-            holder = self._read()
+            holder = _read(self._storage)
             if holder is None:
                 continue
             if not _dead(holder):
                 break
             self._storage.delete(NAME)
-        holder = self._read() or {}
+            taken = True
+        holder = _read(self._storage) or {}
         raise StoreError(
             "STORE_HELD",
             f"{self._storage.root} is being written by run {holder.get('run_id')} on {holder.get('host')} "
@@ -66,14 +74,14 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._beat.join()
-        holder = self._read()
+        holder = _read(self._storage)
         if holder is not None and holder["token"] == self._holder["token"]:
             self._storage.delete(NAME)
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(LIFETIME_S / 6):
             try:
-                holder = self._read()
+                holder = _read(self._storage)
                 if holder is None or holder["token"] != self._holder["token"]:
                     # Taken over while this process did not get to run: the new holder's sign must stand.
                     return
@@ -85,12 +93,24 @@ class Lease:
     def _sign(self) -> bytes:
         return json.dumps(self._holder | {"alive": time.time()}).encode()
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            holder: dict[str, Any] = json.loads(self._storage.get(NAME))
-        except FileNotFoundError:
-            return None
-        return holder
+
+def check(storage: Storage, run_id: str) -> None:
+    """Make sure that a run still holds the store, for workers that may have outlived it.
+
+    Raises:
+        StoreError: `STORE_LOST`, it does not; what it has not committed is another run's to do.
+    """
+    holder = _read(storage)
+    if holder is None or holder["run_id"] != run_id:
+        raise StoreError("STORE_LOST", f"run {run_id} no longer holds {storage.root}; its last rows are not committed")
+
+
+def _read(storage: Storage) -> dict[str, Any] | None:
+    try:
+        holder: dict[str, Any] = json.loads(storage.get(NAME))
+    except FileNotFoundError:
+        return None
+    return holder
 
 
 def _dead(holder: dict[str, Any]) -> bool:

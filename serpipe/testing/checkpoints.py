@@ -34,7 +34,7 @@ def make_checkpoint(name: str, directory: str | Path, *, size: Literal["tiny", "
         >>> resolve(f"audeering-dim={folder}").spec.labels
         ('arousal', 'dominance', 'valence')
     """
-    from serpipe.models.registry import families
+    from serpipe.models.registry import RANDOM_WEIGHTS, families
 
     for module, family in families().items():
         for spec in family.SPECS:
@@ -44,5 +44,6 @@ def make_checkpoint(name: str, directory: str | Path, *, size: Literal["tiny", "
                 Path(directory).mkdir(parents=True, exist_ok=True)
                 writer = import_module(f"serpipe.testing.{module.rpartition('.')[2]}")
                 writer.write(spec, directory, size=size, seed=seed)
+                (Path(directory) / RANDOM_WEIGHTS).write_text("made by serpipe.testing.make_checkpoint\n")
                 return str(directory)
     raise UsageError("MODEL_UNKNOWN", f"no model is called {name!r}; `serpipe models` lists them")

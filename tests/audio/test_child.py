@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import soundfile
 
 from serpipe.audio import child
 from serpipe.audio.child import ChildDecoder, Limits
 from serpipe.audio.decode import Channels, Decoding
 from serpipe.errors import AudioError
-from serpipe.testing import write_speech
+from serpipe.testing import speech_like, write_speech
 
 STALL_S = 3.0
 """Long beside what a codec takes for a block on a loaded machine, short beside a test's patience."""
@@ -33,7 +34,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Longer than what fits between the processes, so that its child is at work while it is read."""
-    return write_speech(tmp_path_factory.mktemp("clip") / "long.wav", seconds=600.0)
+    path = tmp_path_factory.mktemp("clip") / "long.wav"
+    soundfile.write(path, np.tile(speech_like(20.0), 30), 16_000)
+    return str(path)
 
 
 @pytest.fixture
@@ -131,8 +134,6 @@ def test_a_child_that_died_between_two_files_costs_neither(decoder: ChildDecoder
 
 def test_a_file_that_balloons(clip: str, tmp_path: Path) -> None:
     """64 channels at the highest rate: one block of it is more than the child may take."""
-    import soundfile
-
     soundfile.write(tmp_path / "wide.wav", np.zeros((200_000, 64), np.float32), 384_000)
     with ChildDecoder(Limits(memory_bytes=16 << 20, stall_s=STALL_S)) as decoder:
         refusal = refusal_of(decoder, str(tmp_path / "wide.wav"))
@@ -148,7 +149,7 @@ def test_a_file_that_balloons(clip: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("memory_kb", [512, 6_144])
 def test_no_room_is_never_mistaken_for_damage(tmp_path: Path, suffix: str, memory_kb: int) -> None:
     """Wherever the limit strikes, in a library or in Python: a code, or the whole audio; never half of it as whole."""
-    path = write_speech(tmp_path / f"clip{suffix}", seconds=30.0, sample_rate=48_000, channels=2)
+    path = write_speech(tmp_path / f"clip{suffix}", seconds=8.0, sample_rate=48_000, channels=2)
     (expected,) = np.concatenate(list(Decoding(path)), axis=1)
     with ChildDecoder(Limits(memory_bytes=memory_kb << 10, stall_s=STALL_S)) as decoder:
         try:

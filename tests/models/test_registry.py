@@ -15,6 +15,17 @@ from serpipe.models import embedded, registry
 from tests import thirdparty
 
 
+UNPINNED = {
+    "emotion2vec-plus-base",
+    "emotion2vec-plus-seed",
+    "odyssey-arousal",
+    "odyssey-categorical",
+    "odyssey-dominance",
+    "odyssey-valence",
+}
+"""Models of which no commit could be established; `serpipe models` says so. The list may only get shorter."""
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     thirdparty.install(tmp_path, "installed_model")
@@ -27,7 +38,7 @@ def test_facts_of_every_shipped_model(name: str) -> None:
     spec = registry.specs()[name]
     assert spec.name == name
     assert spec.licence
-    assert (spec.hub_id is None) == (spec.revision is None)
+    assert (spec.hub_id is None or name in UNPINNED) == (spec.revision is None)
     assert len(set(spec.labels)) == len(spec.labels)
     if spec.taxonomy in TAXONOMIES:
         assert set(spec.labels) == set(TAXONOMIES[spec.taxonomy]) & set(spec.labels)

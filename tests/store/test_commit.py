@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import serpipe
-from serpipe.store import commit, layout, ledger
+from serpipe.errors import StoreError
+from serpipe.store import closing, commit, layout, ledger, runs
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
 from tests.bench import Bench, Killed, Mortal
@@ -158,6 +160,29 @@ def test_a_recording_is_committed_with_its_last_unit(bench: Bench, tmp_path: Pat
             finals = {unit["recording_id"] for unit in pack["units"][0].as_py() if unit["final"]}
             assert {row["recording_id"] for row in pack["recordings"][0].as_py()} <= finals
             assert pack["units"][0].as_py(), "packs without units all have the same name"
+
+
+def test_a_worker_that_outlived_its_run_commits_nothing(bench: Bench, tmp_path: Path) -> None:
+    """Its run died and another closed it: whenever the store is taken from it, no row of its own is left to count."""
+    (first, *_) = bench.commits("R1", bench.recordings)
+    for held_for in range(4):
+        storage, looks = Storage(str(tmp_path / f"{held_for}")), itertools.count()
+        run = runs.Run(run_id="R1", audio=bench.audio, models=bench.models)
+        runs.save(storage, run)
+
+        def guard(held_for: int = held_for, looks: Iterator[int] = looks) -> None:
+            if next(looks) == held_for:
+                raise StoreError("STORE_LOST", "another run holds it")
+
+        if held_for == 3:
+            commit.write(storage, first, guard=guard)
+        else:
+            with pytest.raises(StoreError):
+                commit.write(storage, first, guard=guard)
+        closing.close_interrupted(storage)
+        assert ledger.load(storage).num_rows == len(storage.list("predictions/")) * first.models[0].settled.num_rows
+        assert len(storage.list("predictions/")) == max(held_for - 1, 0)
+        assert bool(storage.list("segments/")) == (held_for > 1)
 
 
 def test_a_model_added_to_a_store_does_not_touch_it(bench: Bench, calm: tuple[str, list[str]], tmp_path: Path) -> None:

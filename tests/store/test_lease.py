@@ -23,6 +23,11 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
+@pytest.fixture(autouse=True)
+def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "GRACE_S", 0.0)
+
+
 def _hold(storage: Storage, **facts: Any) -> dict[str, Any]:
     """A lease as another process wrote it."""
     holder = {
@@ -120,6 +125,25 @@ def test_who_lost_the_lease_does_not_take_it_back(storage: Storage, monkeypatch:
         time.sleep(0.5)
         assert json.loads(storage.get(lease.NAME)) == theirs
     assert json.loads(storage.get(lease.NAME)) == theirs
+
+
+def test_a_taken_store_is_not_touched_before_the_dead_holders_workers_are_done(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "GRACE_S", 0.4)
+    _hold(storage, alive=0.0)
+    began = time.monotonic()
+    with Lease(storage, "R2"):
+        assert time.monotonic() - began >= 0.4
+
+
+def test_a_worker_that_outlived_its_run_is_told(storage: Storage) -> None:
+    with Lease(storage, "R1"):
+        lease.check(storage, "R1")
+        with pytest.raises(StoreError, match="STORE_LOST: run R0 no longer holds"):
+            lease.check(storage, "R0")
+    with pytest.raises(StoreError, match="STORE_LOST"):
+        lease.check(storage, "R1")
 
 
 def _wait(storage: Storage, until: Any) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""A model is looked at before it labels anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from serpipe.errors import ModelError
+from serpipe.models import certificate
+from serpipe.models.passport import issue
+from serpipe.models.registry import RANDOM_WEIGHTS, resolve
+from serpipe.testing import make_checkpoint, write_speech
+
+
+def test_the_embedded_models_passport() -> None:
+    passport = issue(resolve("embedded"))
+    again = issue(resolve("embedded"))
+    assert passport.sha256() == again.sha256()
+    told = json.loads(passport.text())
+    assert told["labels"] == ["anger", "happiness", "neutral", "sadness"]
+    assert told["checks"]["change"] > 0.01
+    assert {"torch", "serpipe", "numpy"} <= set(told["versions"])
+
+
+def test_weights_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> None:
+    folder = Path(make_checkpoint("audeering-dim", tmp_path))
+    assert "published" not in issue(resolve(f"audeering-dim={folder}")).checks
+    (folder / RANDOM_WEIGHTS).unlink()
+    with pytest.raises(ModelError, match=r"MODEL_CHECK_VALUE: audeering-dim answers .* to 16000 zeros"):
+        issue(resolve(f"audeering-dim={folder}"))
+
+
+@pytest.mark.parametrize(("scale", "code"), [(0.0, "MODEL_DEAF"), (1e-6, "MODEL_UNTRAINED")])
+def test_a_head_that_shrugs_is_refused(tmp_path: Path, scale: float, code: str) -> None:
+    """Right shapes, no training: what other libraries load with a warning."""
+    folder = Path(make_checkpoint("odyssey-categorical", tmp_path))
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor * scale if "ser_model.out" in name else tensor for name, tensor in tensors.items()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(ModelError) as caught:
+        issue(resolve(f"odyssey-categorical={folder}"))
+    assert caught.value.code == code
+
+
+def test_a_changed_weight_is_another_fingerprint(tmp_path: Path) -> None:
+    folder = Path(make_checkpoint("odyssey-categorical", tmp_path))
+    before = resolve(f"odyssey-categorical={folder}")
+    tensors = load_file(folder / "model.safetensors")
+    name = "ser_model.out.0.bias"
+    tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
+    save_file(tensors, folder / "model.safetensors")
+    after = resolve(f"odyssey-categorical={folder}")
+    assert before.fp != after.fp
+    assert before.fp != resolve(f"odyssey-categorical={folder}", dtype="bfloat16").fp
+
+
+def test_the_certificate_chooses_within_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path / "cache"))
+    for seed in range(2):
+        write_speech(tmp_path / "audio" / f"{seed}.wav", seconds=40.0, seed=seed)
+    model = resolve("embedded")
+    assert certificate.best_dtype(model)[0] == "float32"
+    made = certificate.certify(model, str(tmp_path / "audio"), device="cpu")
+    exact = [row for row in made.measures if row.dtype == "float32"]
+    assert len(exact) == len(certificate.BUCKETS_S)
+    assert all(row.scores < 1e-5 and row.batched < 1e-5 and not row.flips for row in exact)
+    half = [row for row in made.measures if row.dtype == "bfloat16"]
+    assert max(row.scores for row in half) > 1e-4, "half precision cannot be exact: is it measured at all?"
+    assert certificate.best_dtype(model)[0] == made.chosen
+    strict = certificate.certify(model, str(tmp_path / "audio"), device="cpu", drift=1e-6)
+    assert strict.chosen == "float32"
+    assert np.isfinite([row.speed for row in strict.measures]).all()
