@@ -212,7 +212,7 @@ class ChildDecoder:
 
 def main(descriptor: int, memory_bytes: int, parent: int) -> None:
     """The child: decode what is asked for until the pipe closes."""
-    pass
+    _end_with(parent)
     pipe = Connection(descriptor)
     _warm_up()
     _limit_memory(memory_bytes)

@@ -138,7 +138,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, model: str, option
     Weight normalisation may be spelled the old way (`weight_g`, `weight_v`) or the new one.
 
     Args:
-        module: a network, on the CPU or the meta device, whose parameters are replaced.
+        module: a network on the CPU (one from the meta device needs `to_empty` first); its parameters are replaced.
         tensors: by name.
         model: the model's name, for the message.
         optional: patterns of names that may be missing from either side.

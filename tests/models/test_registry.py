@@ -14,7 +14,6 @@ from serpipe.labels import TAXONOMIES
 from serpipe.models import embedded, registry
 from tests import thirdparty
 
-
 UNPINNED = {
     "emotion2vec-plus-base",
     "emotion2vec-plus-seed",
