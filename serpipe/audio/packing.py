@@ -45,6 +45,8 @@ class PackBuilder:
             segment |= {"unit": place, "offset": self._samples + clip.offset, "length": clip.length}
         self._rows["segments"].extend(segments)
         self._audio.extend(unit.audio)
+        # The pack's from here on: whoever still holds the unit would hold its audio a second time.
+        unit.audio.clear()
         self._samples += unit.samples
 
     def add_recording(self, row: dict[str, Any]) -> None:
@@ -70,7 +72,13 @@ class PackBuilder:
             return
         # Arrow's allocator gives large pieces back to the system; malloc keeps a few for ever.
         audio = np.frombuffer(pa.allocate_buffer(self._samples * 4), np.float32)
-        np.concatenate([*self._audio, np.zeros(0, np.float32)], out=audio)
+        filled = 0
+        while self._audio:
+            # Each piece is let go as soon as it is copied, so that a pack is in memory once, not twice.
+            piece = self._audio.pop(0)
+            audio[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            del piece
         rows = self._rows
         self._clear()
         identity = hashlib.blake2b(digest_size=12)
