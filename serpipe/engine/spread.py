@@ -81,7 +81,8 @@ def stages(
     need = preflight.Need(
         decoders=decoders,
         pools=tuple((pool.actors, pool.cores, pool.gpus) for pool in pools),
-        pack_bytes=round((pack_seconds + UNIT_S) / 2) * SAMPLE_RATE * 4,
+        # A pack is closed at its budget, and a unit is never split.
+        pack_bytes=round(max(pack_seconds, UNIT_S)) * SAMPLE_RATE * 4,
     )
     preflight.check(need, cpus=cluster.cpus, gpus=cluster.gpus, object_store_bytes=cluster.object_store_bytes)
     return Stages(
