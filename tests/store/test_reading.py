@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 import serpipe
@@ -121,7 +122,8 @@ def test_open_shows_what_the_ledger_vouches_for(calm: tuple[str, list[str]], ben
     shutil.copytree(root, tmp_path / "store")
     storage = Storage(str(tmp_path / "store"))
     model, fp = "embedded", bench.models["embedded"]
-    (name,) = storage.list(f"predictions/model={model}/")[:1]
+    files = storage.list(f"predictions/model={model}/")
+    name = max(files, key=lambda file: pq.read_metadata(tmp_path / "store" / file).num_rows)
     stray = "20300101T000000000000Z-00000000-0011223344556677"
     storage.put(layout.predictions(model, fp, stray), storage.get(name))
     storage.put(layout.segments(bench.audio, stray), storage.get(storage.list("segments/")[0]))
