@@ -126,6 +126,9 @@ def label(
     from serpipe.engine.label import label as run
 
     roles = dict(_role(column) for column in columns)
+    if options["dtype"] == "auto":
+        for line in _dtypes(options["models"]):
+            click.echo(line)
     result = run(manifest, store, format=format_, columns=roles or None, **options)
     if result.left_out:
         click.echo(f"{result.left_out} files of the folder were left out: their endings are not audio")
@@ -248,6 +251,15 @@ def certify(model: str, audio: str, device: str, drift: float) -> None:
             f"batched against alone {row.batched:.2g}, {row.flips} labels flip, {row.speed:g} x real time"
         )
     click.echo(f"--dtype auto takes {made.chosen} for {made.model} on {made.device}")
+
+
+def _dtypes(models: tuple[str, ...]) -> list[str]:
+    """What `--dtype auto` stands for, model by model, and why."""
+    from serpipe.models.certificate import best_dtype
+    from serpipe.models.registry import resolve
+
+    references = [resolve(model) for model in models]
+    return [f"{model.name}: {dtype}, {why}" for model in references for dtype, why in [best_dtype(model)]]
 
 
 def _role(text: str) -> tuple[str, str]:

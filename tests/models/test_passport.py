@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from serpipe.cli import main
 from serpipe.errors import ModelError
 from serpipe.models import certificate
 from serpipe.models.passport import issue
@@ -65,6 +67,8 @@ def test_the_certificate_chooses_within_its_budget(tmp_path: Path, monkeypatch: 
         write_speech(tmp_path / "audio" / f"{seed}.wav", seconds=40.0, seed=seed)
     model = resolve("embedded")
     assert certificate.best_dtype(model)[0] == "float32"
+    told = CliRunner().invoke(main, ["label", "nowhere", str(tmp_path / "store"), "--dtype", "auto"])
+    assert "embedded: float32, it has no certificate" in told.output
     made = certificate.certify(model, str(tmp_path / "audio"), device="cpu")
     exact = [row for row in made.measures if row.dtype == "float32"]
     assert len(exact) == len(certificate.BUCKETS_S)
@@ -72,6 +76,8 @@ def test_the_certificate_chooses_within_its_budget(tmp_path: Path, monkeypatch: 
     half = [row for row in made.measures if row.dtype == "bfloat16"]
     assert max(row.scores for row in half) > 1e-4, "half precision cannot be exact: is it measured at all?"
     assert certificate.best_dtype(model)[0] == made.chosen
+    told = CliRunner().invoke(main, ["label", "nowhere", str(tmp_path / "store"), "--dtype", "auto"])
+    assert f"embedded: {made.chosen}, certified on cpu" in told.output
     strict = certificate.certify(model, str(tmp_path / "audio"), device="cpu", drift=1e-6)
     assert strict.chosen == "float32"
     assert np.isfinite([row.speed for row in strict.measures]).all()
