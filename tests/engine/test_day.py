@@ -17,7 +17,8 @@ from serpipe.testing import speech_like
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("ray_session")
-def test_a_day_of_windows_leaves_few_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("claims", [False, True], ids=["sizes-only", "claimed-durations"])
+def test_a_day_of_windows_leaves_few_files(tmp_path: Path, claims: bool) -> None:
     """24 recordings of an hour in windows of six seconds, on two CPUs: at most 60 files, all but one of 100 rows."""
     minute = speech_like(60.0)
     hour = tmp_path / "hour.flac"
@@ -26,7 +27,12 @@ def test_a_day_of_windows_leaves_few_files(tmp_path: Path) -> None:
     archive.mkdir()
     for number in range(24):
         os.link(hour, archive / f"{number:02}.flac")
-    result = serpipe.label(str(archive), str(tmp_path / "store"), segmentation="window:6/6", speech=False, decoders=1)
+    manifest = archive
+    if claims:
+        manifest = tmp_path / "list.csv"
+        lines = [f"{archive}/{number:02}.flac,3600" for number in range(24)]
+        manifest.write_text("\n".join(["path,duration", *lines]))
+    result = serpipe.label(str(manifest), str(tmp_path / "store"), segmentation="window:6/6", speech=False, decoders=1)
     assert (result.predictions, result.failed) == (14_400, 0)
     for table in ("predictions", "embeddings", "segments"):
         files = list((tmp_path / "store" / table).rglob("*.parquet"))
