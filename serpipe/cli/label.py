@@ -1,5 +1,5 @@
 # ruff: noqa: D301 - click wants the character that \b stands for, so these docstrings are not raw
-"""The command line: one function of the library per command."""
+"""`serpipe demo` and `serpipe label`."""
 
 from __future__ import annotations
 
@@ -8,35 +8,11 @@ from typing import Any
 
 import click
 
-from serpipe import __version__
-from serpipe.errors import SerpipeError, UsageError
-
-EXIT_USAGE, EXIT_BROKEN, EXIT_QUARANTINE = 2, 1, 3
+from serpipe.cli.exits import EXIT_QUARANTINE
+from serpipe.errors import UsageError
 
 
-class _Commands(click.Group):
-    """Turns serpipe's errors into one sentence and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SerpipeError as error:
-            click.echo(f"serpipe: {error}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_BROKEN)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
-def main() -> None:
-    """Label large speech archives with emotion, into Parquet tables you can prove.
-
-    \b
-    Example:
-      serpipe demo
-    """
-
-
-@main.command()
+@click.command()
 @click.argument("directory", default="demo", type=click.Path())
 def demo(directory: str) -> None:
     """Make a small archive of synthetic voices in DIRECTORY, label it and show the tables.
@@ -50,7 +26,7 @@ def demo(directory: str) -> None:
     run(directory, say=click.echo)
 
 
-@main.command()
+@click.command()
 @click.argument("manifest")
 @click.argument("store")
 @click.option(
@@ -150,107 +126,6 @@ def label(
     click.echo(f"tables: {result.store}")
     if result.failed_share > max_failed:
         sys.exit(EXIT_QUARANTINE)
-
-
-@main.command()
-@click.argument("store")
-def status(store: str) -> None:
-    """What a store holds: recordings, segments, predictions by model, what fails, the last runs.
-
-    \b
-    Example:
-      serpipe status demo/store
-    """
-    from serpipe.store.reading import open as open_store
-    from serpipe.store.summary import status as lines
-
-    for line in lines(open_store(store)):
-        click.echo(line)
-
-
-@main.command()
-@click.argument("store")
-@click.option("--code", help="Only this error code.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Examples to show.")
-def failures(store: str, code: str | None, limit: int) -> None:
-    """What fails now, by code, with examples.
-
-    \b
-    Example:
-      serpipe failures demo/store
-    """
-    from serpipe.store.reading import open as open_store
-    from serpipe.store.summary import failures as lines
-
-    for line in lines(open_store(store), code=code, limit=limit):
-        click.echo(line)
-
-
-@main.group(invoke_without_command=True)
-@click.pass_context
-def models(context: click.Context) -> None:
-    """The models known here; `check` and `certify` look at one.
-
-    \b
-    Example:
-      serpipe models
-    """
-    from serpipe.models.registry import specs
-
-    if context.invoked_subcommand:
-        return
-    for name, spec in sorted(specs().items()):
-        where = f"{spec.hub_id} at {spec.revision or 'no pinned revision'}" if spec.hub_id else "ships with serpipe"
-        click.echo(f"{name}: {', '.join(spec.labels) or 'embeddings only'}")
-        click.echo(
-            f"  {where}; {spec.licence}; {spec.parameters / 1e6:.2f} M parameters; "
-            f"{spec.min_seconds:g}-{spec.max_seconds:g} s a segment"
-        )
-        if "-NC" in spec.licence:
-            click.echo("  not for commercial use, and neither is what is trained on its labels")
-
-
-@models.command()
-@click.argument("model")
-def check(model: str) -> None:
-    """Audit MODEL and print its passport; exit 1 with the reason where it fails.
-
-    MODEL is NAME, NAME@REVISION or NAME=LOCATION.
-
-    \b
-    Example:
-      serpipe models check embedded
-    """
-    from serpipe.models.passport import issue
-    from serpipe.models.registry import resolve
-
-    click.echo(issue(resolve(model)).text())
-
-
-@models.command()
-@click.argument("model")
-@click.option("--audio", required=True, help="Folder of recordings to measure on.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option(
-    "--drift", type=click.FloatRange(0, 1), default=0.02, show_default=True, help="Change of a score to accept."
-)
-def certify(model: str, audio: str, device: str, drift: float) -> None:
-    """Measure how far batches and number formats move MODEL's answers, and keep it for `label --dtype auto`.
-
-    \b
-    Example:
-      serpipe models certify embedded --audio demo/archive
-    """
-    from serpipe.models.certificate import certify as measure
-    from serpipe.models.registry import resolve
-
-    made = measure(resolve(model), audio, device=device, drift=drift)
-    for row in made.measures:
-        click.echo(
-            f"{row.dtype} {row.bucket_s[0]:g}-{row.bucket_s[1]:g} s: scores move {row.scores:.2g}, "
-            f"batched against alone {row.batched:.2g}, {row.flips} labels flip, {row.speed:g} x real time"
-        )
-    click.echo(f"--dtype auto takes {made.chosen} for {made.model} on {made.device}")
 
 
 def _dtypes(models: tuple[str, ...]) -> list[str]:
