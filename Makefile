@@ -5,16 +5,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow test-s3 test-all check clean
 
 demo: $(VENV)/installed
 	$(BIN)/serpipe demo demo
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not s3"
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not s3"
+
+# Starts the store of infra/object-store by itself; as root it installs what that needs.
+test-s3: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m s3
+
+# Everything, with the programs that some tests need: as root on Debian it installs those that are missing.
+test-all:
+	infra/programs
+	$(MAKE) test
+	$(MAKE) test-slow
+	$(MAKE) test-s3
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from serpipe.redact import redact
+
 
 class SerpipeError(Exception):
     """An error a person can act on.
 
     Attributes:
         code: stable upper-case identifier, the same in messages, the quarantine and the docs.
+        message: the sentence, without any credential or signature that its parts may have held.
         transient: whether the same work may well succeed later, untouched.
 
     Examples:
@@ -16,6 +19,7 @@ class SerpipeError(Exception):
     """
 
     def __init__(self, code: str, message: str, *, transient: bool = False) -> None:
+        message = redact(message)
         super().__init__(code, message)
         self.code = code
         self.message = message

@@ -12,6 +12,8 @@ import posixpath
 import re
 from urllib.parse import unquote
 
+from serpipe.redact import strip_secrets
+
 ID_BYTES = 16
 """Length of a binary id: 128 bits, so that 10^12 recordings collide with a probability below 10^-14."""
 
@@ -58,11 +60,16 @@ def canonical_uri(text: str, base: str = "") -> tuple[str, str | None]:
         ('s3://bucket/lists/clips/1.wav', None)
         >>> canonical_uri("https://me:secret@Host/a.wav?X-Amz-Signature=00#t=1")
         ('https://host/a.wav', 'X-Amz-Signature=00')
+        >>> canonical_uri("zip://a.wav::https://host/b.zip?sig=00")
+        ('zip://a.wav::https://host/b.zip', 'sig=00')
     """
     if not text or "\0" in text:
         raise ValueError("a uri must hold at least one character and no NUL")
     if _CHAINED.match(text):
-        return text, None
+        # zip://inner.wav::https://…?signature: only what the last link names is remote and signed.
+        before, _, last = text.rpartition("::")
+        uri, query = _canonical_url(last) if _SCHEME.match(last) else (last, None)
+        return f"{strip_secrets(before)}::{uri}", query
     file_url = _FILE_URL.match(text)
     if file_url:
         return _absolute(unquote(text[file_url.end() :], errors="surrogateescape")), None

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +47,53 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[dict[str, str]]:
+    """A real S3-compatible store on this machine, `infra/object-store`: the environment that reaches it."""
+    directory = Path(tempfile.mkdtemp(prefix="serpipe-object-store-"))
+    script = ROOT / "infra" / "object-store"
+    started = subprocess.run(
+        [script / "start", directory, str(_free_ports(5))], capture_output=True, text=True, timeout=280
+    )
+    if started.returncode:
+        pytest.fail(started.stderr)
+    lines = (line.removeprefix("export ").partition("=") for line in started.stdout.splitlines())
+    try:
+        yield {name: value for name, _, value in lines}
+    finally:
+        subprocess.run([script / "stop", directory], check=True, timeout=60)
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def real_s3(object_store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh bucket of the real store, `s3://…`; the environment is set to reach it."""
+    import fsspec
+
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    bucket = f"b-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def _free_ports(count: int) -> int:
+    """The first of several ports in a row that nobody listens on."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first: int = probe.getsockname()[1]
+        taken = []
+        try:
+            for port in range(first, first + count):
+                taken.append(socket.create_server(("127.0.0.1", port)))
+            return first
+        except (OSError, OverflowError):
+            continue
+        finally:
+            for server in taken:
+                server.close()

@@ -212,10 +212,10 @@ class ChildDecoder:
 
 def main(descriptor: int, memory_bytes: int, parent: int) -> None:
     """The child: decode what is asked for until the pipe closes."""
-    _end_with(parent)
+    end_with(parent)
     pipe = Connection(descriptor)
     _warm_up()
-    _limit_memory(memory_bytes)
+    limit_memory(memory_bytes)
     try:
         pipe.send_bytes(_READY)
     except BrokenPipeError:
@@ -263,7 +263,8 @@ def _warm_up() -> None:
     del av, soundfile
 
 
-def _limit_memory(allowance: int) -> None:
+def limit_memory(allowance: int) -> None:
+    """Let this process allocate so many bytes beyond what it has; more raises `MemoryError`, or kills it."""
     import resource
 
     # RLIMIT_DATA counts private writable memory only, so mapped libraries and thread stacks reserved for later do not.
@@ -272,7 +273,8 @@ def _limit_memory(allowance: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + allowance, used + allowance))
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
+    """Have this process killed when its parent ends."""
     import ctypes
 
     pr_set_pdeathsig = 1

@@ -12,19 +12,18 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import fsspec
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from typing import Any
 
 from serpipe.errors import AudioError
+from serpipe.ids import plain_etag
+from serpipe.remote import Trouble, connect, patiently, trouble
 
-ATTEMPTS = 4
-"""Tries of one fetch before it counts as a transient failure."""
+_WEB = ("http://", "https://")
 
 
 @contextmanager
 def local_copy(
-    uri: str, *, query: str | None = None, size: int | None = None, folder: str | None = None
+    uri: str, *, query: str | None = None, size: int | None = None, etag: str | None = None, folder: str | None = None
 ) -> Iterator[str]:
     """A path at which a recording can be read while the context lasts.
 
@@ -32,11 +31,12 @@ def local_copy(
         uri: an absolute local path or any fsspec URL.
         query: the signed query that belongs to the uri, which is never stored.
         size: bytes that the manifest knew; another size means that the object was replaced since.
+        etag: entity tag that the manifest knew; so does another tag.
         folder: where copies of remote objects go; the system's temporary folder by default.
 
     Raises:
-        AudioError: `RECORDING_NOT_FOUND`, `RECORDING_FORBIDDEN`; transient: `RECORDING_CHANGED`,
-            `RECORDING_UNREACHABLE`.
+        AudioError: `RECORDING_NOT_FOUND`, `RECORDING_FORBIDDEN`, `RECORDING_UNSUPPORTED`; transient:
+            `RECORDING_CHANGED`, `RECORDING_UNREACHABLE`.
     """
     if not is_remote(uri):
         try:
@@ -47,23 +47,17 @@ def local_copy(
             os.close(os.open(uri, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
             raise _failure(error) from error
-        _check_size(about.st_size, size)
+        _check("a size of", about.st_size, size)
         yield uri
         return
     with tempfile.TemporaryDirectory(prefix="serpipe-", dir=folder) as scratch:
         path = os.path.join(scratch, "recording")
         try:
-            for attempt in Retrying(
-                stop=stop_after_attempt(ATTEMPTS),
-                wait=wait_random_exponential(multiplier=0.2, max=10),
-                retry=retry_if_exception(_worth_a_retry),
-                reraise=True,
-            ):
-                with attempt:
-                    _fetch(f"{uri}?{query}" if query else uri, path)
+            before, after = patiently()(_fetch, f"{uri}?{query}" if query else uri, path, etag)
         except Exception as error:
             raise _failure(error) from error
-        _check_size(os.path.getsize(path), size)
+        _check("the tag", after, before)
+        _check("a size of", os.path.getsize(path), size)
         yield path
 
 
@@ -77,34 +71,51 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def _fetch(url: str, path: str) -> None:
+def _fetch(url: str, path: str, etag: str | None) -> tuple[str | None, str | None]:
+    """Copy an object; its entity tags before and after, where it has any."""
     # Not fsspec.open: it asks for the size first, takes any refusal for an absent file, and holds 50 MB blocks.
-    files, place = fsspec.url_to_fs(url)
+    files, place = connect(url)
+    if url.startswith(_WEB):
+        # One request is one version; and who may read may not always ask.
+        files.get_file(place, path)
+        return None, None
+    before = plain_etag(etag) if etag else _etag(files, place)
     files.get_file(place, path)
+    # s3fs reads a long object in parts, and goes on where a connection broke, whatever lies there by then.
+    return before, _etag(files, place)
 
 
-def _check_size(found: int, expected: int | None) -> None:
-    if expected is not None and found != expected:
+def _etag(files: Any, place: str) -> str | None:
+    info = files.info(place, refresh=True) if "s3" in files.protocol else files.info(place)
+    etag = info.get("ETag") or info.get("etag")
+    return plain_etag(str(etag)) if etag else None
+
+
+def _check(what: str, found: object, expected: object) -> None:
+    if found is not None and expected is not None and found != expected:
         raise AudioError(
             "RECORDING_CHANGED",
-            f"the object has {found} bytes, the catalogue knew {expected}; the next run takes the new version",
+            f"the object has {what} {found}, the catalogue knew {expected}; the next run takes the new version",
             transient=True,
         )
 
 
-def _worth_a_retry(error: BaseException) -> bool:
-    return isinstance(error, Exception) and _failure(error).transient
-
-
 def _failure(error: Exception) -> AudioError:
-    status = getattr(error, "status", None)
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or status == 404:
-        return AudioError("RECORDING_NOT_FOUND", "nothing is there; it was deleted or the uri is wrong")
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return AudioError("RECORDING_FORBIDDEN", "reading is not allowed; check the credentials and the policy")
     if isinstance(error, IsADirectoryError):
         return AudioError("RECORDING_NOT_FOUND", "the uri names a folder, not a recording")
-    if isinstance(error, ImportError | ValueError):
-        return AudioError("RECORDING_UNSUPPORTED", f"this kind of uri cannot be read here ({type(error).__name__})")
-    # The error's own words may carry a signed url, so only its kind is kept.
-    return AudioError("RECORDING_UNREACHABLE", f"reading failed ({type(error).__name__})", transient=True)
+    match trouble(error):
+        case Trouble.ABSENT:
+            return AudioError(
+                "RECORDING_NOT_FOUND", "nothing is there; it was deleted since it was listed, or the uri is wrong"
+            )
+        case Trouble.FORBIDDEN:
+            return AudioError("RECORDING_FORBIDDEN", "reading is not allowed; check the credentials and the policy")
+        case Trouble.UNSUPPORTED:
+            return AudioError("RECORDING_UNSUPPORTED", f"this kind of uri cannot be read here ({_kind(error)})")
+        case _:
+            # The error's own words may carry a signed url, so only its kind is kept.
+            return AudioError("RECORDING_UNREACHABLE", f"reading failed ({_kind(error)})", transient=True)
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__

@@ -47,7 +47,7 @@ def open_text(uri: str, query: str | None = None, *, newline: str | None = None)
     wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if b"\0" in start and not wide:
         raise UsageError("MANIFEST_UNREADABLE", f"{uri} is not text; say what it is with `--format`")
-    raw = storage.open_bytes(uri, query)
+    raw = storage.open_lines(uri, query)
     encoding = "utf-16" if wide else "utf-8-sig"
     return io.TextIOWrapper(raw, encoding=encoding, errors="surrogateescape", newline=newline)
 

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serpipe.ids import canonical_uri, plain_etag
-from serpipe.manifest.schemas import ROWS
+from serpipe.manifest.roots import Roots
+from serpipe.manifest.schemas import META, ROWS
+from serpipe.redact import redact, strip_secrets
 
 Faults = dict[int, tuple[str, str]]
 """Position in a batch to the code and the sentence of the first thing that is wrong there."""
@@ -50,12 +52,13 @@ class Batch:
     faults: Faults = field(default_factory=dict)
 
 
-def build_rows(batch: Batch, base: str) -> pa.Table:
+def build_rows(batch: Batch, base: str, roots: Roots | None = None) -> pa.Table:
     """Turn a batch of text into `ROWS`; what cannot be used carries its reason instead of raising.
 
     Args:
         batch: columns of text.
         base: folder that relative uris start from.
+        roots: where the uris must lie; anywhere by default.
 
     Returns:
         A table of schema `ROWS`, one row for each of the batch, in its order.
@@ -69,7 +72,7 @@ def build_rows(batch: Batch, base: str) -> pa.Table:
     """
     length, faults = len(batch.numbers), dict(batch.faults)
     nothing = pa.nulls(length, pa.string())
-    uri, query = _uris(batch.fields.get("uri", nothing), base, faults)
+    uri, query = _uris(batch.fields.get("uri", nothing), base, roots, faults)
     seconds = {role: _seconds(batch.fields.get(role, nothing), role, faults) for role in _SECONDS}
     whole = {role: _whole(batch.fields.get(role, nothing), role, faults) for role in _WHOLE}
     start, end, claim = _times(seconds, faults)
@@ -90,7 +93,7 @@ def build_rows(batch: Batch, base: str) -> pa.Table:
             whole["size"],
             etag,
             whole["mtime_ns"],
-            batch.meta,
+            _without_secrets(batch.meta),
             message,
             code,
         ],
@@ -128,21 +131,23 @@ def encodable(text: str) -> bool:
     return True
 
 
-def _uris(texts: pa.Array, base: str, faults: Faults) -> tuple[pa.Array, pa.Array]:
+def _uris(texts: pa.Array, base: str, roots: Roots | None, faults: Faults) -> tuple[pa.Array, pa.Array]:
     # A manifest of segments names each recording many times over: each distinct text is looked at once.
     coded = texts.dictionary_encode()
     uris: list[str | None] = []
     queries: list[str | None] = []
-    wrong: dict[int, str] = {}
+    wrong: dict[int, tuple[str, str]] = {}
     for k, text in enumerate(coded.dictionary.to_pylist()):
         try:
             uri, query = canonical_uri(text, base)
             _known_scheme(uri)
         except ValueError as error:
-            wrong[k] = f"{text[:200]!r} cannot be opened: {error}"
+            wrong[k] = "MANIFEST_BAD_URI", f"{text[:200]!r} cannot be opened: {error}"
             uris.append(None)
             queries.append(None)
         else:
+            if roots and not roots.hold(uri):
+                wrong[k] = "URI_OUTSIDE_ROOTS", f"{uri} lies in none of the allowed roots"
             uris.append(uri)
             queries.append(query)
     indices = coded.indices
@@ -151,7 +156,7 @@ def _uris(texts: pa.Array, base: str, faults: Faults) -> tuple[pa.Array, pa.Arra
     if wrong:
         for i, k in enumerate(indices.to_pylist()):
             if k in wrong:
-                faults.setdefault(i, ("MANIFEST_BAD_URI", wrong[k]))
+                faults.setdefault(i, wrong[k])
     return pa.array(uris, pa.string()).take(indices), pa.array(queries, pa.string()).take(indices)
 
 
@@ -246,8 +251,17 @@ def _columns_of(faults: Faults, length: int) -> tuple[pa.Array, pa.Array]:
     codes: list[str | None] = [None] * length
     messages: list[str | None] = [None] * length
     for i, (code, message) in faults.items():
-        codes[i], messages[i] = code, message
+        codes[i], messages[i] = code, redact(message)
     return pa.array(codes, pa.string()), pa.array(messages, pa.string())
+
+
+def _without_secrets(meta: pa.MapArray) -> pa.MapArray:
+    """The owner's columns are stored; a second, signed url among them opens what the first does."""
+    items = meta.items
+    if not pc.any(pc.match_substring(items, "://")).as_py():
+        return meta
+    kept = pa.array([None if text is None else strip_secrets(text) for text in items.to_pylist()], pa.string())
+    return pa.MapArray.from_arrays(meta.offsets, meta.keys, kept, META)
 
 
 def _nullable(values: NDArray[np.float64]) -> pa.Array:

@@ -6,7 +6,7 @@ import codecs
 import json
 import posixpath
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -18,6 +18,7 @@ from serpipe.manifest import kaldi, lhotse, storage
 from serpipe.manifest.columns import check_roles, find_columns, no_uri_column
 from serpipe.manifest.folder import read_files, split_folder
 from serpipe.manifest.formats import BATCH_ROWS, plain_row, read_json_lines, read_parquet, read_table_text
+from serpipe.manifest.roots import Roots
 from serpipe.manifest.rows import Batch, build_rows
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl", "nemo", "lhotse", "kaldi", "folder", "glob")
@@ -38,7 +39,6 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _WITH_COLUMNS = ("parquet", "csv", "tsv", "jsonl", "nemo")
 _LINES_LOOKED_AT = 100
 _ENOUGH = 1 << 16
-_LONGEST_LINE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Manifest:
         fingerprint: 16 hexadecimal characters, other ones when a part, the format or an option changes; None
             where a server tells neither etags nor times, so that a change cannot be seen.
         base: folder that relative uris start from; empty: the folder of each part.
+        roots: where recordings may lie; empty: anywhere.
         columns: roles named by hand.
         companions: of Kaldi, the files beside the `wav.scp`, name to uri.
         left_out: files of a folder that cannot be audio, counted by ending; hidden ones under `hidden`.
@@ -83,6 +84,7 @@ class Manifest:
     parts: tuple[Part, ...]
     fingerprint: str | None
     base: str = ""
+    roots: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     companions: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class Manifest:
             part. SerpipeError: MANIFEST_OUT_OF_REACH.
         """
         base = self.base or storage.parent(part.location)
+        roots = Roots(self.roots)
         batches = self._batches(part, batch_rows)
         read = 0
         while True:
@@ -119,7 +122,7 @@ class Manifest:
                 return
             if len(batch.numbers):
                 read = int(batch.numbers[-1])
-                yield build_rows(batch, base)
+                yield build_rows(batch, base, roots)
 
     def _batches(self, part: Part, batch_rows: int) -> Iterator[Batch]:
         uri, query, named = part.location, part.query, self.columns
@@ -142,6 +145,7 @@ def open_manifest(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     base: str | None = None,
+    roots: Sequence[str] = (),
 ) -> Manifest:
     r"""Find out what a manifest is, without reading it.
 
@@ -151,6 +155,7 @@ def open_manifest(
         columns: role to column, for those that are not recognised; an empty name keeps a column from being
             taken. Roles are `serpipe.manifest.columns.ROLES`.
         base: folder that relative uris start from; the manifest's own if left out.
+        roots: folders, buckets or prefixes; a row that names a file outside all of them is a bad one. None: anywhere.
 
     Returns:
         The manifest, whose `parts` can be read in any order, each by `read`.
@@ -187,8 +192,9 @@ def open_manifest(
         location=place,
         format=kind,
         parts=parts,
-        fingerprint=_fingerprint(kind, parts, companions, named, base),
+        fingerprint=_fingerprint(kind, parts, companions, named, base, roots),
         base=canonical_uri(base)[0] if base else root,
+        roots=tuple(roots),
         columns=named,
         companions={name: entry.uri for name, entry in companions.items()},
         left_out=left_out,
@@ -305,7 +311,7 @@ def _first_objects(uri: str, query: str | None) -> list[dict[str, object]]:
     try:
         with storage.open_bytes(uri, query) as raw:
             start = raw.read(_ENOUGH)
-            while b"\n" not in start and len(start) < _LONGEST_LINE and (more := raw.read(_ENOUGH)):
+            while b"\n" not in start and len(start) < storage.LONGEST_LINE and (more := raw.read(_ENOUGH)):
                 start += more
     except (OSError, EOFError, zlib.error) as error:
         raise UsageError(
@@ -355,6 +361,7 @@ def _fingerprint(
     companions: Mapping[str, storage.Entry],
     named: Mapping[str, str],
     base: str | None,
+    roots: Sequence[str],
 ) -> str | None:
     facts: list[str] = []
     for thing in (*parts, *(_part(entry) for entry in companions.values())):
@@ -365,4 +372,5 @@ def _fingerprint(
     for fact in facts:
         state.update(fact.encode("utf-8", "surrogateescape") + b"\0")
     chosen = [f"{role}={name}" for role, name in sorted(named.items())]
+    chosen += [f"root:{root}" for root in roots]
     return fingerprint(kind, state.hexdigest(), base, *chosen)

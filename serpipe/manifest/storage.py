@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import datetime
 import glob as local_glob
+import io
 import os
 import re
 import stat as file_mode
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
+from serpipe import remote
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.ids import plain_etag
+from serpipe.redact import redact
 
 _WEB = ("http://", "https://")
 _MAGIC = re.compile(r"[*?\[]")
+LONGEST_LINE = 1 << 24
+"""Bytes of a manifest's line: what is longer is no row, and may be a compressed file that would fill the memory."""
+
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """What fsspec's file systems call the time of the last change; `created` only where they have no other."""
 
@@ -65,10 +71,9 @@ def connect(uri: str) -> tuple[Any, str]:
     if is_local(uri):
         return fsspec.filesystem("file"), uri
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        return remote.connect(uri)
     except (ImportError, ValueError) as error:
         raise UsageError("MANIFEST_NO_FILESYSTEM", f"{uri} cannot be opened here: {error}") from error
-    return fs, path
 
 
 def describe(uri: str, query: str | None = None) -> Entry | None:
@@ -81,7 +86,7 @@ def describe(uri: str, query: str | None = None) -> Entry | None:
         return _local_entry(uri)
     fs, path = connect(uri)
     try:
-        info = fs.info(f"{uri}?{query}" if query and is_web(uri) else path)
+        info = remote.patiently()(fs.info, f"{uri}?{query}" if query and is_web(uri) else path)
     except (FileNotFoundError, NotADirectoryError) as error:
         # fsspec calls every failure on the web a missing file; only the status behind it tells.
         behind = error.__cause__
@@ -99,7 +104,7 @@ def is_folder(uri: str) -> bool:
         return is_local(uri) and os.path.isdir(uri)
     fs, path = connect(uri)
     try:
-        return bool(fs.isdir(path))
+        return bool(remote.patiently()(fs.isdir, path))
     except Exception as error:
         raise out_of_reach(uri, error) from error
 
@@ -124,7 +129,7 @@ def list_folder(folder: str) -> tuple[list[Entry], list[str]]:
     fs, path = connect(folder)
     try:
         fs.invalidate_cache(path)
-        infos = fs.ls(path, detail=True)
+        infos = remote.patiently()(fs.ls, path, detail=True)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise
     except Exception as error:
@@ -148,7 +153,7 @@ def walk(folder: str) -> Iterator[Entry]:
     fs, path = connect(folder)
     try:
         fs.invalidate_cache(path)
-        infos = fs.find(path, detail=True)
+        infos = remote.patiently()(fs.find, path, detail=True)
     except Exception as error:
         raise out_of_reach(folder, error) from error
     hidden: set[str] = set()
@@ -199,7 +204,7 @@ def expand(pattern: str) -> Iterator[Entry]:
     fs, path = connect(pattern)
     try:
         fs.invalidate_cache()
-        infos = fs.glob(path, detail=True)
+        infos = remote.patiently()(fs.glob, path, detail=True)
     except Exception as error:
         raise out_of_reach(pattern, error) from error
     fixed, fixed_path = pattern_root(pattern), pattern_root(path)
@@ -259,10 +264,42 @@ def open_bytes(uri: str, query: str | None = None) -> BinaryIO:
     return unpacked
 
 
+def open_lines(uri: str, query: str | None = None) -> BinaryIO:
+    """Open a file for reading line by line, as `open_bytes` does.
+
+    Raises:
+        UsageError: MANIFEST_LINE_TOO_LONG, on reading.
+    """
+    return cast("BinaryIO", io.BufferedReader(_Lines(open_bytes(uri, query), uri), 1 << 16))
+
+
+class _Lines(io.RawIOBase):
+    def __init__(self, raw: BinaryIO, uri: str) -> None:
+        self._raw, self._uri, self._length = raw, uri, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        end = data.rfind(b"\n")
+        self._length = len(data) - 1 - end if end >= 0 else self._length + len(data)
+        if self._length > LONGEST_LINE:
+            raise UsageError(
+                "MANIFEST_LINE_TOO_LONG",
+                f"{self._uri} has a line of more than {LONGEST_LINE >> 20} MiB; is it a manifest?",
+            )
+        return len(data)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 def out_of_reach(uri: str, error: Exception) -> SerpipeError:
     """Say that a store refused or did not answer; nothing may be concluded about its files."""
-    refused = isinstance(error, PermissionError) or "redentials" in str(error)
-    refused = refused or getattr(error, "status", None) in (401, 403)
+    refused = remote.trouble(error) is remote.Trouble.FORBIDDEN
     hint = "check the credentials and their rights to list and read" if refused else "try again"
     return SerpipeError("MANIFEST_OUT_OF_REACH", f"{uri} cannot be read ({said(error)}); {hint}", transient=not refused)
 
@@ -272,9 +309,9 @@ def said(error: Exception) -> str:
 
     Examples:
         >>> said(OSError("403, url='https://h.org/a?X-Amz-Signature=1'"))
-        "403, url='https://h.org/a?…"
+        "403, url='https://h.org/a?…'"
     """
-    return re.sub(r"(://[^\s?]*\?)\S+", r"\1…", str(error).strip()) or type(error).__name__
+    return redact(str(error).strip()) or type(error).__name__
 
 
 def _below(folder: str, path: str, name: str) -> str:

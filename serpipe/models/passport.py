@@ -18,6 +18,7 @@ import numpy as np
 from serpipe.errors import ModelError
 from serpipe.models.contract import SAMPLE_RATE, Adapter
 from serpipe.models.registry import ModelRef
+from serpipe.redact import strip_secrets
 from serpipe.testing.speech import speech_like
 
 SHRUG = 1e-3
@@ -91,7 +92,7 @@ def issue(model: ModelRef, device: str = "cpu") -> Passport:
         hub_id=spec.hub_id,
         revision=spec.revision,
         licence=spec.licence,
-        location=model.location,
+        location=strip_secrets(model.location),
         labels=spec.labels,
         dtype=model.dtype,
         weights_sha256=adapter.weights_sha256,

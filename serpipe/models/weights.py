@@ -9,10 +9,9 @@ import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
-import fsspec
-
 from serpipe.errors import ModelError
 from serpipe.models.contract import ModelSpec
+from serpipe.remote import Trouble, connect, patiently, trouble
 
 
 def cache() -> Path:
@@ -29,7 +28,7 @@ def localised(location: str, files: tuple[str, ...]) -> str:
         files: patterns of the names that are wanted.
 
     Raises:
-        ModelError: `MODEL_WEIGHTS_MISSING`.
+        ModelError: `MODEL_WEIGHTS_MISSING`, `MODEL_WEIGHTS_UNREACHABLE`.
     """
     if "://" not in location:
         if not os.path.isdir(location):
@@ -42,22 +41,37 @@ def localised(location: str, files: tuple[str, ...]) -> str:
 
 
 def _copy(location: str, files: tuple[str, ...], target: Path) -> None:
-    fs, root = fsspec.core.url_to_fs(location)
     try:
-        names = [name for name in fs.ls(root, detail=False) if any(fnmatch(Path(name).name, p) for p in files)]
-    except FileNotFoundError:
-        names = []
+        fs, root = connect(location)
+        names = [
+            name for name in patiently()(fs.ls, root, detail=False) if any(fnmatch(Path(name).name, p) for p in files)
+        ]
+    except Exception as error:
+        raise _unreachable(location, error) from error
     if not names:
         raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no checkpoint at {location}")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Another worker may copy the same checkpoint; whoever is first to rename wins, and both copies are the same.
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    for name in names:
-        fs.get_file(name, str(scratch / Path(name).name))
+    try:
+        for name in names:
+            patiently()(fs.get_file, name, str(scratch / Path(name).name))
+    except Exception as error:
+        shutil.rmtree(scratch)
+        raise _unreachable(location, error) from error
     try:
         scratch.rename(target)
     except OSError:
         shutil.rmtree(scratch)
+
+
+def _unreachable(location: str, error: Exception) -> ModelError:
+    what = trouble(error)
+    if what is Trouble.ABSENT:
+        return ModelError("MODEL_WEIGHTS_MISSING", f"there is no checkpoint at {location}")
+    transient = what is Trouble.PASSING
+    hint = "try again" if transient else "check the location, the credentials and their rights to list and read"
+    return ModelError("MODEL_WEIGHTS_UNREACHABLE", f"{location} cannot be read ({error}); {hint}", transient=transient)
 
 
 def from_hub(spec: ModelSpec, revision: str, files: tuple[str, ...]) -> str:

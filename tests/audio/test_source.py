@@ -13,7 +13,7 @@ import fsspec
 import pytest
 import s3fs
 
-from serpipe.audio import source
+from serpipe import remote
 from serpipe.audio.source import is_remote, local_copy
 from serpipe.audio.stage import Decode
 from serpipe.errors import AudioError
@@ -87,7 +87,7 @@ def site() -> Iterator[str]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "ATTEMPTS", 2)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
 
 
 def refusal_of(uri: str, folder: Path | None = None, **facts: object) -> AudioError:
@@ -229,7 +229,7 @@ def test_a_server_that_is_busy_is_asked_again(site: str) -> None:
         assert Path(path).read_bytes() == CONTENT
     Pages.broken, Pages.asked = 1000, []
     assert refusal_of(f"{site}/busy.wav", query="signature=right").code == "RECORDING_UNREACHABLE"
-    assert len(Pages.asked) == source.ATTEMPTS
+    assert len(Pages.asked) == remote.ATTEMPTS
 
 
 def test_what_will_not_change_is_asked_once(site: str) -> None:

@@ -26,7 +26,7 @@ from serpipe.audio.stage import Decode, audio_fingerprint
 from serpipe.ids import segment_id
 from serpipe.manifest.schemas import RECORDINGS
 from serpipe.pack import PACK, rows_of, samples_of
-from serpipe.plan import SETTLED
+from serpipe.store.plans import SETTLED
 from serpipe.testing import speech_like, write_speech
 from tests.audio.reference import DATA, NO_SPEECH, Samples, index, segments_of, whole
 from tests.audio.test_decode import CODES

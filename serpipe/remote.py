@@ -1,0 +1,121 @@
+"""Reaching what lies elsewhere: one way to connect, one patience, one judgement of what went wrong.
+
+The client libraries try again what they know to be passing: botocore a request, s3fs a request and the rest of a body.
+Around them stands one patience for every kind of file system. Together they bear with a store that refuses everything
+for about a minute.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from enum import Enum
+from typing import Any
+
+import fsspec
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+
+from serpipe.errors import SerpipeError
+
+ATTEMPTS = 4
+"""Tries of one request, or of one recording, around those of the client library."""
+
+PATIENCE_S = 60.0
+"""Seconds after which no further try begins: a server that does not answer at all takes long to fail."""
+
+LONGEST_WAIT_S = 10.0
+
+_S3 = re.compile(r"^s3[an]?://", re.IGNORECASE)
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 2}
+"""Of botocore. Its default of five, five times over by s3fs, would hold a request for minutes."""
+
+
+class Trouble(Enum):
+    """What an error of a file system means for the work behind it."""
+
+    ABSENT = "absent"
+    FORBIDDEN = "forbidden"
+    UNSUPPORTED = "unsupported"
+    FULL = "full"
+    PASSING = "passing"
+
+
+def connect(url: str, **options: Any) -> tuple[Any, str]:
+    """Give the fsspec file system of a url, and the path by which that file system knows it.
+
+    `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` count where they are set.
+
+    Raises:
+        ImportError: what opens such urls is not installed.
+        ValueError: nothing is known that opens them.
+    """
+    if _S3.match(url) and not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        options["config_kwargs"] = {"retries": _S3_RETRIES}
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    return fs, path
+
+
+def patiently() -> Retrying:
+    """Tries for a request, or a whole download: what may pass is tried again, what will not is raised at once."""
+    return Retrying(
+        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(PATIENCE_S),
+        wait=wait_random_exponential(multiplier=0.2, max=LONGEST_WAIT_S),
+        retry=retry_if_exception(_may_pass),
+        reraise=True,
+    )
+
+
+def trouble(error: Exception) -> Trouble:
+    """Judge an error of a file system.
+
+    Examples:
+        >>> trouble(FileNotFoundError()), trouble(TimeoutError())
+        (<Trouble.ABSENT: 'absent'>, <Trouble.PASSING: 'passing'>)
+    """
+    status = _status(error)
+    if status in (404, 410):
+        return Trouble.ABSENT
+    if status in (401, 403) or isinstance(error, PermissionError) or "redentials" in type(error).__name__:
+        return Trouble.FORBIDDEN
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) and status is None:
+        # fsspec calls every failure on the web a missing file; what is behind it tells.
+        behind = error.__cause__
+        known = isinstance(behind, OSError) and not isinstance(behind, FileNotFoundError)
+        return trouble(behind) if known and isinstance(behind, Exception) else Trouble.ABSENT
+    if isinstance(error, OSError) and error.errno in (errno.EROFS,):
+        return Trouble.FORBIDDEN
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Trouble.FULL
+    if isinstance(error, (ImportError, ValueError)):
+        return Trouble.UNSUPPORTED
+    return Trouble.PASSING
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, SerpipeError):
+        return error.transient
+    return isinstance(error, Exception) and trouble(error) is Trouble.PASSING
+
+
+def refused_condition(error: Exception) -> bool:
+    """Whether an object was not written because one is there already, or another writer was at it."""
+    response = getattr(error.__cause__, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code"))
+    return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412")
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error."""
+    found: BaseException | None = error
+    while found is not None:
+        status = getattr(found, "status", None)
+        if isinstance(status, int):
+            return status
+        response = getattr(found, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if isinstance(status, int):
+                return status
+        found = found.__cause__
+    return None
