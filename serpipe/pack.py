@@ -78,6 +78,7 @@ FAILURE = pa.struct(
     [
         pa.field("recording_id", ID),
         pa.field("segment_id", ID),
+        pa.field("unit", pa.int32()),  # its number, where one is meant
         pa.field("uri", pa.string()),
         pa.field("stage", pa.string()),
         pa.field("code", pa.string()),

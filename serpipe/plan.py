@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from serpipe.manifest import claim_seconds
-from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
-from serpipe.store import layout, ledger, parquet, schemas
+from serpipe.pack import ID
+from serpipe.store import coverage, ledger, plans, schemas, streaming
 from serpipe.store.storage import Storage
-
-SETTLED = pa.struct(
-    [
-        pa.field("unit", pa.int32()),
-        pa.field("model", pa.string()),
-        pa.field("fp", pa.string()),
-        pa.field("status", pa.string()),
-    ]
-)
-
-PLAN = pa.schema(
-    [
-        *(field for field in CATALOGUE if field.name != "query"),
-        pa.field("settled", pa.list_(SETTLED)),  # units the ledger holds already
-        pa.field("known", pa.bool_()),  # `recordings` has its row already
-        pa.field("attempts", pa.int32()),  # failures so far
-        pa.field("work_s", pa.float64()),  # seconds it is thought to last; balances work, cuts nothing
-    ]
-)
-"""One row per recording with work left; a row group is a read task."""
-
-_WORK = pa.schema([*PLAN, pa.field("query", pa.string())])
 
 SHORTEST_TASK_S, LONGEST_TASK_S = 60.0, 1800.0
 """Seconds of audio a read task is worth: enough to outweigh its start, little enough to balance."""
 
 TASKS_PER_DECODER = 8
 
+MOST_TASKS = 2000
+"""Of so many recordings as are planned at once: a scheduler holds every task of a run in memory."""
+
+PLANNED_AT_ONCE = 100_000
+"""Recordings with work left whose ledger entries are in memory together: some 100 MB at an hour each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Work left, frozen in the store.
+    """Work left, frozen in the store as `serpipe.store.plans` lays it out.
 
     Attributes:
         tasks: number of recordings of each read task.
@@ -54,6 +38,8 @@ class Plan:
         work_s: seconds of audio that are thought to be left.
         left: recordings with work left.
         done: recordings of the manifest that need nothing.
+        superseded: number of recordings left with old labels, by model, old model fingerprint, old audio fingerprint.
+        models: those that some recording needs; the others have nothing to do.
     """
 
     tasks: list[int]
@@ -61,36 +47,8 @@ class Plan:
     work_s: float
     left: int
     done: int
-
-
-def outstanding(recordings: pa.Table, entries: pa.Table, *, audio: str, models: dict[str, str]) -> pa.Table:
-    """Recordings that some model has not settled whole.
-
-    A recording is settled for a model when the ledger holds a final unit and every unit before it.
-
-    Args:
-        recordings: rows with `recording_id`.
-        entries: ledger rows, of `serpipe.store.schemas.LEDGER`.
-        audio: audio fingerprint wanted.
-        models: name to fingerprint wanted.
-
-    Returns:
-        The rows of `recordings` that need work.
-    """
-    same_audio = entries.filter(pc.equal(entries["audio"], audio))
-    complete = None
-    for model, fp in models.items():
-        mine = same_audio.filter(pc.and_(pc.equal(same_audio["model"], model), pc.equal(same_audio["fp"], fp)))
-        last = pc.if_else(mine["final"], mine["unit"], pa.scalar(-1, pa.int32()))
-        mine = pa.table({"recording_id": mine["recording_id"], "unit": mine["unit"], "last": last})
-        per = mine.group_by("recording_id").aggregate([("unit", "count_distinct"), ("last", "max")])
-        whole = pc.equal(
-            pc.cast(per["unit_count_distinct"], pa.int64()), pc.add(pc.cast(per["last_max"], pa.int64()), 1)
-        )
-        ids = per["recording_id"].filter(whole).combine_chunks()
-        done = pc.is_in(recordings["recording_id"].cast(pa.binary()), value_set=ids.cast(pa.binary()))
-        complete = done if complete is None else pc.and_(complete, done)
-    return recordings if complete is None else recordings.filter(pc.invert(complete))
+    superseded: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    models: frozenset[str] = frozenset()
 
 
 def make_plan(
@@ -102,54 +60,61 @@ def make_plan(
     models: dict[str, str],
     by_length: bool,
     decoders: int,
+    relabel: bool = False,
 ) -> Plan:
-    """Cut what is left into read tasks of about equal work and freeze it as `runs/RUN/plan.parquet`.
+    """Cut what is left into read tasks of about equal work and freeze it in the store.
+
+    A recording is whole for a model when the ledger holds a final unit and every unit before it. One that is whole
+    under another fingerprint of the same model, or another audio fingerprint, keeps those labels.
 
     Args:
         storage: the store.
         run: the run.
-        parts: read the catalogue part by part; memory holds one at a time.
+        parts: read the catalogue part by part; memory holds one at a time, and of the ledger an id a recording.
         audio: audio fingerprint wanted.
         models: name to fingerprint wanted.
         by_length: longest first, so that a pack holds like lengths; otherwise in order of uri, feed by feed.
         decoders: how many decode at once.
+        relabel: label again what is whole under other fingerprints alone.
     """
-    entries = ledger.load(storage, columns=LEDGER_COLUMNS)
-    failures = _attempts(storage)
-    tasks: list[int] = []
-    queries: dict[int, pa.Array] = {}
-    work_s, total = 0.0, 0
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, PLAN, compression="zstd") as writer:
-        for read in parts:
-            recordings = read()
-            total += recordings.num_rows
-            left = outstanding(recordings, entries, audio=audio, models=models)
-            rows = _rows(left, entries, failures, audio=audio, by_length=by_length)
-            work_s += float(pc.sum(rows["work_s"]).as_py() or 0.0)
-            start = 0
-            for count in balance(rows["work_s"].to_numpy(), decoders=decoders):
-                task = rows.slice(start, count).combine_chunks()
-                if task["query"].null_count < count:
-                    queries[len(tasks)] = task["query"].combine_chunks()
-                writer.write_table(task.select(PLAN.names), row_group_size=count)
-                tasks.append(count)
-                start += count
-    if tasks:
-        storage.put(layout.plan(run), sink.getvalue())
-    return Plan(tasks, queries, work_s, sum(tasks), total - sum(tasks))
+    whole = _Whole(storage, audio=audio, models=models, relabel=relabel)
+    failures: dict[bytes, int] | None = None
+    plan = plans.Writer(storage, run)
+    for left in _gathered(whole.left(parts)):
+        failures = _attempts(storage) if failures is None else failures
+        left = _ordered(left, by_length=by_length)
+        for start in range(0, left.num_rows, PLANNED_AT_ONCE):
+            rows = _with_history(storage, left.slice(start, PLANNED_AT_ONCE), failures, audio=audio)
+            plan.add(rows, balance(rows["work_s"].to_numpy(), decoders=decoders))
+    plan.end()
+    todo = sum(plan.tasks)
+    return Plan(
+        tasks=plan.tasks,
+        queries=plan.queries,
+        work_s=plan.work_s,
+        left=todo,
+        done=whole.asked - todo,
+        superseded=dict(whole.superseded),
+        models=frozenset(whole.needed),
+    )
 
 
 def missing(storage: Storage, run: str, *, audio: str, models: dict[str, str]) -> pa.Table:
-    """Recordings of a run's plan that are still not settled: what the run did not bring to an end.
+    """Recordings of a run's plan that are still not whole: what the run did not bring to an end.
 
     Returns:
         `recording_id`, `uri` and `attempts` of each.
     """
-    entries = ledger.load(storage, columns=LEDGER_COLUMNS)
-    with storage.fs.open(storage.path(layout.plan(run)), "rb") as file:
-        planned = pq.read_table(file, columns=["recording_id", "uri", "attempts"])
-    return outstanding(planned, entries, audio=audio, models=models)
+    whole = _Whole(storage, audio=audio, models=models, relabel=True)
+    left = [_MISSING.empty_table()]
+    for planned in _gathered(plans.tasks(storage, run, [*_MISSING.names, "kept"])):
+        kept = planned["kept"].to_pylist()
+        open_ = np.zeros(planned.num_rows, np.bool_)
+        for model in models:
+            asked = np.array([model not in names for names in kept], np.bool_)
+            open_ |= asked & ~whole.now(model, planned["recording_id"])
+        left.append(planned.filter(pa.array(open_)).select(_MISSING.names))
+    return pa.concat_tables(left)
 
 
 def balance(work: np.ndarray, *, decoders: int) -> list[int]:
@@ -168,7 +133,8 @@ def balance(work: np.ndarray, *, decoders: int) -> list[int]:
     """
     if not len(work):
         return []
-    share = float(np.clip(work.sum() / (TASKS_PER_DECODER * decoders), SHORTEST_TASK_S, LONGEST_TASK_S))
+    longest = max(LONGEST_TASK_S, float(work.sum()) / MOST_TASKS)
+    share = float(np.clip(work.sum() / (TASKS_PER_DECODER * decoders), SHORTEST_TASK_S, longest))
     tasks, count, seconds = [], 0, 0.0
     for length in work:
         if count and seconds + length > share:
@@ -178,25 +144,111 @@ def balance(work: np.ndarray, *, decoders: int) -> list[int]:
     return [*tasks, count]
 
 
-def _rows(left: pa.Table, entries: pa.Table, failures: dict[bytes, int], *, audio: str, by_length: bool) -> pa.Table:
+class _Whole:
+    """Tells the recordings that need some model from those that need none.
+
+    Args:
+        storage: the store, whose ledger is read once.
+        audio: audio fingerprint wanted.
+        models: name to fingerprint wanted.
+        relabel: whether labels of other fingerprints count for nothing.
+
+    Attributes:
+        asked: recordings seen.
+        superseded: of these, those that keep old labels, by model, old model and audio fingerprint.
+        needed: models that some of these need.
+    """
+
+    def __init__(self, storage: Storage, *, audio: str, models: dict[str, str], relabel: bool) -> None:
+        wanted = {model: (model, fp, audio) for model, fp in models.items()}
+        entries = ledger.batches(storage, columns=coverage.COLUMNS)
+        found = coverage.whole(entries, models, set(wanted.values()) if relabel else None)
+        self._now = {model: found.pop(key, coverage.Ids.none()) for model, key in wanted.items()}
+        # Several old fingerprints may hold a recording; it counts for the one most like today's, then for the largest.
+        self._before = dict(sorted(found.items(), key=lambda item: (*_unlike(item[0], wanted), -len(item[1]), item[0])))
+        self.asked = 0
+        self.superseded: Counter[coverage.Key] = Counter()
+        self.needed: set[str] = set()
+
+    def now(self, model: str, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Whether each recording is whole under the wanted fingerprints."""
+        return self._now[model].holds(ids)
+
+    def left(self, parts: Iterable[Callable[[], pa.Table]]) -> Iterator[pa.Table]:
+        """Of each part the recordings that need some model, with the models whose old labels they keep."""
+        for read in parts:
+            recordings = read()
+            self.asked += recordings.num_rows
+            needed = np.zeros(recordings.num_rows, np.bool_)
+            kept = {model: np.zeros(recordings.num_rows, np.bool_) for model in self._now}
+            for model in self._now:
+                open_ = ~self.now(model, recordings["recording_id"])
+                for key, ids in self._before.items():
+                    if key[0] == model and open_.any():
+                        old = open_ & ids.holds(recordings["recording_id"])
+                        self.superseded[key] += int(old.sum())
+                        kept[model] |= old
+                        open_ &= ~old
+                if open_.any():
+                    self.needed.add(model)
+                needed |= open_
+            left = recordings.filter(pa.array(needed))
+            yield left.append_column("kept", _names({model: held[needed] for model, held in kept.items()}))
+
+
+def _unlike(old: coverage.Key, wanted: Mapping[str, coverage.Key]) -> tuple[bool, bool]:
+    """Whether an old making has another model fingerprint than the wanted one, and another audio fingerprint."""
+    _, fp, audio = wanted[old[0]]
+    return old[1] != fp, old[2] != audio
+
+
+def _names(held: Mapping[str, NDArray[np.bool_]]) -> pa.ListArray:
+    """For each row the names that hold there."""
+    row, name = np.nonzero(np.stack(list(held.values()), axis=1))
+    ends = np.searchsorted(row, np.arange(len(next(iter(held.values()))) + 1))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(list(held), pa.string()).take(pa.array(name)))
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Small tables joined; none without rows."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += table.num_rows
+        if count >= PLANNED_AT_ONCE:
+            yield pa.concat_tables(held)
+            held, count = [], 0
+    if count:
+        yield pa.concat_tables(held)
+
+
+def _ordered(left: pa.Table, *, by_length: bool) -> pa.Table:
     work = claim_seconds(left)
     order = np.argsort(-work, kind="stable") if by_length else np.asarray(pc.sort_indices(left["uri"]))
-    left, work = left.take(pa.array(order)), work[order]
+    return left.append_column("work_s", pa.array(work, pa.float64())).take(pa.array(order))
+
+
+def _with_history(storage: Storage, left: pa.Table, failures: Mapping[bytes, int], *, audio: str) -> pa.Table:
+    """Recordings with what the store knows of each, as rows of `plans.WORK`."""
     ids = left["recording_id"]
+    entries = ledger.of(storage, ids, columns=_HISTORY)
     rows = (
         left.append_column("settled", _settled(ids, entries.filter(pc.equal(entries["audio"], audio))))
         .append_column("known", _known(ids, entries))
         .append_column("attempts", pa.array([failures.get(i, 0) for i in ids.to_pylist()], pa.int32()))
-        .append_column("work_s", pa.array(work, pa.float64()))
     )
-    return rows.select(_WORK.names).cast(_WORK)
+    return rows.select(plans.WORK.names).cast(plans.WORK)
 
 
 def _attempts(storage: Storage) -> dict[bytes, int]:
     """Failures so far by recording."""
-    log = parquet.read(storage, storage.list("quarantine/"), schemas.QUARANTINE, ["recording_id", "attempt"])
-    most = log.group_by("recording_id").aggregate([("attempt", "max")])
-    return dict(zip(most["recording_id"].to_pylist(), most["attempt_max"].to_pylist(), strict=True))
+    most = _ATTEMPTS.empty_table()
+    for log in streaming.joined(storage, storage.list("quarantine/"), schemas.QUARANTINE, _ATTEMPTS.names):
+        every = pa.concat_tables([most, log.cast(_ATTEMPTS)])
+        counted = every.group_by("recording_id").aggregate([("attempt", "max")])
+        most = counted.rename_columns(["recording_id", "attempt"]).cast(_ATTEMPTS)
+    return dict(zip(most["recording_id"].to_pylist(), most["attempt"].to_pylist(), strict=True))
 
 
 def _settled(ids: pa.ChunkedArray, held: pa.Table) -> pa.ListArray:
@@ -206,9 +258,9 @@ def _settled(ids: pa.ChunkedArray, held: pa.Table) -> pa.ListArray:
     keep = np.flatnonzero(~np.isnan(place.astype(float)))
     rows = keep[np.argsort(place[keep].astype(np.int64), kind="stable")]
     counts = np.bincount(place[rows].astype(np.int64), minlength=len(ids)) if len(rows) else np.zeros(len(ids), int)
-    entries = held.select([field.name for field in SETTLED]).take(pa.array(rows)).combine_chunks()
+    entries = held.select([field.name for field in plans.SETTLED]).take(pa.array(rows)).combine_chunks()
     values = pa.StructArray.from_arrays(
-        [entries[field.name].combine_chunks() for field in SETTLED], fields=list(SETTLED)
+        [entries[field.name].combine_chunks() for field in plans.SETTLED], fields=list(plans.SETTLED)
     )
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), values)
 
@@ -218,5 +270,8 @@ def _known(ids: pa.ChunkedArray, entries: pa.Table) -> pa.ChunkedArray:
     return pc.is_in(ids.cast(pa.binary()), value_set=ended["recording_id"].combine_chunks().cast(pa.binary()))
 
 
-LEDGER_COLUMNS = [name for name in schemas.LEDGER.names if name not in ("segments", "rows", "commit")]
-"""Of the ledger, what planning reads."""
+_MISSING = pa.schema([plans.PLAN.field(name) for name in ("recording_id", "uri", "attempts")])
+
+_ATTEMPTS = pa.schema([pa.field("recording_id", ID), pa.field("attempt", pa.int32())])
+
+_HISTORY = [*coverage.COLUMNS, "status"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -16,7 +15,7 @@ from serpipe import plan
 from serpipe.audio import recording
 from serpipe.audio.stage import audio_fingerprint
 from serpipe.models.registry import resolve
-from serpipe.store import closing, commit, layout, runs, version
+from serpipe.store import closing, commit, plans, runs, version
 from serpipe.store.rows import RunFacts, commit_of
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
@@ -119,9 +118,7 @@ class Bench:
             return 0
         record = runs.Run(run_id=run, started=runs.now(), **wanted)
         runs.save(storage, record)
-        with storage.fs.open(storage.path(layout.plan(run)), "rb") as file:
-            rows = pq.read_table(file)
-        for ready in self.commits(run, rows):
+        for ready in self.commits(run, pa.concat_tables(plans.tasks(storage, run))):
             commit.write(storage, ready)
         runs.finish(storage, record)
         return todo.left

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from serpipe.store import commit, layout, runs
+from serpipe.store import commit, layout, rewrite, runs
 from serpipe.store.storage import Storage
 
 
@@ -25,11 +25,19 @@ class Closed:
 
 
 def close_interrupted(storage: Storage) -> list[Closed]:
-    """Close every run that began and never ended. Safe to repeat and to interrupt."""
+    """Finish a rewrite and close every run that began and never ended. Safe to repeat and to interrupt."""
+    rewrite.finish_interrupted(storage)
     return [_close(storage, record) for record in runs.unfinished(storage)]
 
 
 def _close(storage: Storage, record: runs.Run) -> Closed:
+    closed = tidy(storage, record)
+    runs.finish(storage, record, state="interrupted")
+    return closed
+
+
+def tidy(storage: Storage, record: runs.Run) -> Closed:
+    """Take away what belongs to no commit of a run, and mend its ledger; the run itself may go on afterwards."""
     start = f"{record.run_id}-"
     committed: dict[str, list[str]] = defaultdict(list)
     orphans: set[str] = set()
@@ -56,5 +64,4 @@ def _close(storage: Storage, record: runs.Run) -> Closed:
             commit.index(storage, name, [commit.settled_by(storage, file) for file in files])
     for file in sorted(orphans):
         storage.delete(file)
-    runs.finish(storage, record, state="interrupted")
     return Closed(record.run_id, len(committed), len(orphans))

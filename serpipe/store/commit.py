@@ -7,6 +7,7 @@ commit that is carried out twice finds its predictions files and adopts them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,15 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
 
 
 def _facts(part: ModelRows) -> dict[str, str]:
-    return {"model": part.model, "fp": part.fp, "passport": part.passport, "mapping": MAPPING_VERSION}
+    beside = {"embeddings": part.embeddings, "frames": part.frames}
+    counts = {kind: 0 if table is None else table.num_rows for kind, table in beside.items()}
+    return {
+        "model": part.model,
+        "fp": part.fp,
+        "passport": part.passport,
+        "mapping": MAPPING_VERSION,
+        "beside": json.dumps(counts),
+    }
 
 
 def settled_by(storage: Storage, file: str) -> pa.Table:

@@ -41,14 +41,19 @@ def ledger(commit: str) -> str:
     return f"ledger/{commit}.parquet"
 
 
-def plan(run: str) -> str:
-    """The frozen plan of a run."""
-    return f"runs/{run}/plan.parquet"
+def plan(run: str, piece: int = 0) -> str:
+    """A piece of the frozen plan of a run; most plans have one."""
+    return f"runs/{run}/plan-{piece:05d}.parquet" if piece else f"runs/{run}/plan.parquet"
 
 
 def run(run: str) -> str:
     """What a run was asked, and how it ended."""
     return f"runs/{run}/run.json"
+
+
+def progress(run: str) -> str:
+    """How far a run is, rewritten while it lasts."""
+    return f"runs/{run}/progress.json"
 
 
 def of_driver(run: str, what: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serpipe.errors import StoreError
+from serpipe.store import seal
 from serpipe.store.schemas import SCHEMA_VERSION
 from serpipe.store.storage import Storage
 
@@ -23,18 +26,19 @@ def write(storage: Storage, name: str, table: pa.Table, schema: pa.Schema, facts
         name: the object's name.
         table: columns of `schema`, in any order.
         schema: the types that are written.
-        facts: goes into the footer under `serpipe.`, with the schema's version.
+        facts: goes into the footer under `serpipe.`, with the schema's version, the object's name and its digest.
     """
     sink = io.BytesIO()
-    table = table.select(schema.names).cast(schema)
-    metadata = {_PREFIX + key.encode(): value.encode() for key, value in facts.items()}
-    metadata[_PREFIX + b"schema"] = SCHEMA_VERSION.encode()
-    table = table.replace_schema_metadata(metadata)
+    table = table.select(schema.names).cast(schema).replace_schema_metadata(None)
+    written = {**facts, "schema": SCHEMA_VERSION, "name": name}
+    metadata = {_PREFIX + key.encode(): value.encode() for key, value in written.items()}
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         # Hugging Face datasets cannot read a row group without rows.
         if table.num_rows:
             writer.write_table(table)
-    storage.put(name, sink.getvalue())
+        # As the table's own metadata they would be in the file twice.
+        writer.add_key_value_metadata(metadata | {seal.KEY: seal.EMPTY})
+    storage.put(name, seal.seal(sink))
 
 
 def read(storage: Storage, names: Sequence[str], schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -51,8 +55,35 @@ def read(storage: Storage, names: Sequence[str], schema: pa.Schema, columns: Seq
     wanted = schema if columns is None else pa.schema([schema.field(column) for column in columns])
     if not names:
         return wanted.empty_table()
-    dataset = ds.dataset([storage.path(name) for name in names], schema=schema, format="parquet", filesystem=storage.fs)
-    return dataset.to_table(columns=wanted.names).cast(wanted)
+    paths = [storage.path(name) for name in names]
+
+    def rows() -> pa.Table:
+        with damage_told(storage):
+            dataset = ds.dataset(paths, schema=schema, format="parquet", filesystem=storage.arrow)
+            return dataset.to_table(columns=wanted.names).cast(wanted)
+
+    return storage.carefully(names[0], rows)
+
+
+@contextmanager
+def damage_told(storage: Storage) -> Iterator[None]:
+    """Say what to do about a file that Arrow cannot read.
+
+    Raises:
+        StoreError: `STORE_DAMAGED`.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, OSError) and not any(word in said for word in ("ZSTD", "thrift", "Corrupt")):
+            # The store is out of reach, not damaged.
+            raise
+        raise StoreError(
+            "STORE_DAMAGED",
+            f"a file of {storage.shown} cannot be read ({said}); `serpipe verify {storage.shown}` finds what is "
+            "damaged, and the next `serpipe label` makes it again",
+        ) from None
 
 
 def facts(storage: Storage, name: str) -> dict[str, str]:
@@ -61,10 +92,20 @@ def facts(storage: Storage, name: str) -> dict[str, str]:
     Raises:
         pyarrow.ArrowInvalid: the object is no whole Parquet file.
     """
-    with storage.fs.open(storage.path(name), "rb") as file:
-        metadata = pq.read_metadata(file).metadata or {}
+
+    def footer() -> pq.FileMetaData:
+        with storage.fs.open(storage.path(name), "rb") as file:
+            return pq.read_metadata(file)
+
+    return facts_of(storage.carefully(name, footer))
+
+
+def facts_of(metadata: pq.FileMetaData) -> dict[str, str]:
+    """What a footer says under `serpipe.`."""
     return {
-        key.removeprefix(_PREFIX).decode(): value.decode() for key, value in metadata.items() if key.startswith(_PREFIX)
+        key.removeprefix(_PREFIX).decode(): value.decode()
+        for key, value in (metadata.metadata or {}).items()
+        if key.startswith(_PREFIX)
     }
 
 

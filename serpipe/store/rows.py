@@ -40,7 +40,9 @@ def commit_of(packs: Sequence[pa.Table], run: RunFacts) -> Commit:
         name=name,
         audio=run.audio,
         recordings=_stamped(_joined(packs, "recordings"), schemas.RECORDINGS, run),
-        segments=_stamped(pa.concat_tables([part.filter(part["new"]) for part in parts]), schemas.SEGMENTS, run),
+        segments=_stamped(
+            _numbered(pa.concat_tables([part.filter(part["new"]) for part in parts])), schemas.SEGMENTS, run
+        ),
         quarantine=quarantine_rows(_joined(packs, "failures"), run),
         models=[_model_rows(packs, parts, model, fp, run, name) for model, fp in run.models.items()],
     )
@@ -89,8 +91,9 @@ def quarantine_rows(failures: pa.Table, run: RunFacts) -> pa.Table:
 
 
 def _segments(pack: pa.Table) -> pa.Table:
-    """A pack's segments with their unit's `uri`, `new` and `attempt`."""
+    """A pack's segments with their unit's `number`, `uri`, `new` and `attempt`; `unit` is its place in the pack."""
     segments, units = rows_of(pack, "segments"), rows_of(pack, "units")
+    segments = segments.append_column("number", units["unit"].take(segments["unit"]))
     for column in ("uri", "new", "attempt"):
         segments = segments.append_column(column, units[column].take(segments["unit"]))
     return segments
@@ -126,11 +129,17 @@ def _model_rows(
 
 
 def _predictions(segments: pa.Table, results: pa.Table) -> pa.Table:
-    rows = segments.select(["segment_id", "recording_id", "channel", "start_s", "end_s"])
+    rows = _numbered(segments).select(["segment_id", "recording_id", "unit", "channel", "start_s", "end_s"])
     for name in results.column_names:
         if name not in ("segment", "embedding", "frames"):
             rows = rows.append_column(name, results[name])
     return rows
+
+
+def _numbered(segments: pa.Table) -> pa.Table:
+    """Segments with `unit` as the ledger counts it."""
+    names = {"unit": "place", "number": "unit"}
+    return segments.rename_columns([names.get(name, name) for name in segments.column_names])
 
 
 def _present(keys: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
@@ -141,7 +150,7 @@ def _present(keys: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
 def _model_failures(failures: pa.Table, segments: pa.Table, model: str, fp: str) -> pa.Table:
     mine = segments.take(failures["segment"])
     count = failures.num_rows
-    table = mine.select(["recording_id", "segment_id", "uri", "start_s", "end_s", "attempt"])
+    table = _numbered(mine).select(["recording_id", "segment_id", "unit", "uri", "start_s", "end_s", "attempt"])
     for name, values in (
         ("model", pa.array([model] * count, pa.string())),
         ("fp", pa.array([fp] * count, pa.string())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -11,7 +12,10 @@ from typing import Any, Literal
 from serpipe.store import layout
 from serpipe.store.storage import Storage
 
-State = Literal["running", "finished", "interrupted"]
+MANY = 16
+"""Records of a remote store above which they are read side by side."""
+
+State = Literal["running", "stopped", "finished", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +24,15 @@ class Run:
 
     Attributes:
         run_id: sorts by time.
-        state: `running` until it ended; a record left `running` by a dead process is closed by the next run.
+        state: `running` until it ended; `stopped` by an error or on request. What a stopped run, or a dead one still
+            marked `running`, left open is closed by the next run, which marks it `interrupted`.
         started: UTC, ISO 8601.
         ended: UTC, ISO 8601.
         manifest: where the manifest lies, without a query.
         audio: audio fingerprint.
         models: name to model fingerprint.
         asked: the options, for the record.
-        result: counts at the end.
+        result: counts at the end; of a stopped run, under `stopped`, what stopped it.
     """
 
     run_id: str
@@ -63,16 +68,72 @@ def save(storage: Storage, run: Run) -> None:
 
 def finish(storage: Storage, run: Run, *, state: State = "finished", result: dict[str, Any] | None = None) -> None:
     """Mark a run as ended."""
-    record = asdict(run) | {"state": state, "ended": now(), "result": result or run.result}
+    record = asdict(run) | {"state": state, "ended": run.ended or now(), "result": result or run.result}
     save(storage, Run(**record))
 
 
 def load(storage: Storage) -> list[Run]:
     """Every run of the store, oldest first."""
-    names = [name for name in storage.list("runs/") if name.endswith("/run.json")]
-    return [Run(**json.loads(storage.get(name))) for name in sorted(names)]
+    names = sorted(name for name in storage.list("runs/") if name.endswith("/run.json"))
+    if storage.local or len(names) < MANY:
+        return [Run(**json.loads(storage.get(name))) for name in names]
+    # A year of nights, one request after the other, is most of what an empty night takes on a remote store.
+    with ThreadPoolExecutor(MANY) as pool:
+        return [Run(**json.loads(text)) for text in pool.map(storage.get, names)]
 
 
 def unfinished(storage: Storage) -> list[Run]:
-    """Runs that began and never ended."""
-    return [run for run in load(storage) if run.state == "running"]
+    """Runs that began and did not come to their end, and that no later run has closed."""
+    return [run for run in load(storage) if run.state in ("running", "stopped")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is; for show only.
+
+    Attributes:
+        at: UTC, ISO 8601, when this was so.
+        elapsed_s: seconds since the pipeline started.
+        audio_s: seconds of audio labelled.
+        total_s: seconds of audio the plan expects; a guess where the manifest has no durations.
+        segments: segments labelled.
+        quarantined: rows put in quarantine.
+    """
+
+    at: str
+    elapsed_s: float
+    audio_s: float
+    total_s: float
+    segments: int
+    quarantined: int
+
+    @property
+    def x_realtime(self) -> float:
+        """Seconds of audio labelled in a second."""
+        return self.audio_s / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end at this speed; None where it cannot be told.
+
+        Examples:
+            >>> Progress(at="", elapsed_s=10.0, audio_s=100.0, total_s=150.0, segments=9, quarantined=0).left_s
+            5.0
+        """
+        if not self.audio_s or self.audio_s > self.total_s:
+            # Without claimed durations the total is a guess from file sizes, and this one was too low.
+            return None
+        return (self.total_s - self.audio_s) * self.elapsed_s / self.audio_s
+
+
+def save_progress(storage: Storage, run_id: str, progress: Progress) -> None:
+    """Tell other processes how far a run is."""
+    storage.put(layout.progress(run_id), json.dumps(asdict(progress), indent=1).encode())
+
+
+def load_progress(storage: Storage, run_id: str) -> Progress | None:
+    """How far a run was when it last told; None where it never did."""
+    try:
+        return Progress(**json.loads(storage.get(layout.progress(run_id))))
+    except FileNotFoundError:
+        return None

@@ -42,6 +42,7 @@ SEGMENTS = pa.schema(
     [
         pa.field("segment_id", ID, nullable=False),
         pa.field("recording_id", ID, nullable=False),
+        pa.field("unit", pa.int32(), nullable=False),  # the ledger's, which it is settled with
         pa.field("channel", pa.int32(), nullable=False),
         pa.field("start_s", pa.float64(), nullable=False),
         pa.field("end_s", pa.float64(), nullable=False),
@@ -61,6 +62,7 @@ PREDICTIONS = pa.schema(
     [
         pa.field("segment_id", ID, nullable=False),
         pa.field("recording_id", ID, nullable=False),
+        pa.field("unit", pa.int32(), nullable=False),  # the ledger's, which it is settled with
         pa.field("channel", pa.int32(), nullable=False),
         pa.field("start_s", pa.float64(), nullable=False),
         pa.field("end_s", pa.float64(), nullable=False),
@@ -84,6 +86,7 @@ QUARANTINE = pa.schema(
     [
         pa.field("recording_id", ID, nullable=False),
         pa.field("segment_id", ID),  # null where the whole recording, or the rest of it, failed
+        pa.field("unit", pa.int32()),  # the ledger's; null where it is not known
         pa.field("uri", pa.string()),
         pa.field("model", pa.string()),  # null where it failed before any model
         pa.field("fp", pa.string()),

@@ -1,49 +1,192 @@
-"""A store in words: what is done, what fails, what ran."""
+"""A store's state: what is done, what is left, what fails, what runs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from serpipe.store import current, layout, lease, plans, runs
 from serpipe.store.reading import Store
 
-
-def status(store: Store) -> Iterator[str]:
-    """Lines about recordings, models, failures and the last runs."""
-    recordings = store.recordings()
-    hours = (pc.sum(recordings["duration_s"]).as_py() or 0.0) / 3600
-    yield f"{recordings.num_rows} recordings, {hours:.2f} h of audio"
-    entries = store.entries
-    if entries.num_rows:
-        per = entries.group_by(["model", "fp"]).aggregate([("rows", "sum"), ("unit", "count")])
-        for row in sorted(per.to_pylist(), key=lambda row: (row["model"], row["fp"])):
-            yield f"model {row['model']} fp {row['fp']}: {row['rows_sum']} predictions in {row['unit_count']} units"
-    failing = store.failing()
-    codes = Counter(failing["code"].to_pylist())
-    for code, count in codes.most_common():
-        yield f"failing {code}: {count}"
-    for run in store.runs()[-5:]:
-        ended = f"ended {run.ended}" if run.ended else "not ended"
-        yield f"run {run.run_id}: {run.state}, started {run.started}, {ended}, {run.manifest}"
+LAST_RUNS = 5
 
 
-def failures(store: Store, *, code: str | None = None, limit: int = 20) -> Iterator[str]:
-    """Lines about what fails now: counts by code, then examples."""
-    failing = store.failing()
-    if code is not None:
-        failing = failing.filter(pc.equal(failing["code"], code))
-    if not failing.num_rows:
-        yield "nothing fails" if code is None else f"nothing fails with {code}"
-        return
-    rows = failing.sort_by([("code", "ascending"), ("uri", "ascending")]).to_pylist()
-    for name, count in Counter(row["code"] for row in rows).most_common():
-        again = sum(row["transient"] for row in rows if row["code"] == name)
-        yield f"{name}: {count}" + (f", {again} tried again by the next run" if again else "")
-    for row in rows[:limit]:
-        where = "" if row["start_s"] is None else f" at {row['start_s']:.2f} s"
-        model = f" [{row['model']}]" if row["model"] else ""
-        yield f"  {row['code']}{model} {row['uri'] or '?'}{where}: {row['message']}"
-    if len(rows) > limit:
-        yield f"  … and {len(rows) - limit} more (--limit)"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """What one model fingerprint has done of what a store holds now.
+
+    Attributes:
+        model: name.
+        fp: model fingerprint.
+        recordings: labelled to their end.
+        hours: audio of these.
+        segments: predictions.
+        failed_recordings: those of which a part, or all, is settled as failed.
+        failed_segments: segments the model itself fails on.
+        left_recordings: of the last plan, or failing, and settled by nobody yet.
+        left_hours: about how much audio that is.
+    """
+
+    model: str
+    fp: str
+    recordings: int
+    hours: float
+    segments: int
+    failed_recordings: int
+    failed_segments: int
+    left_recordings: int
+    left_hours: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """The run that holds a store.
+
+    Attributes:
+        run_id: which.
+        host: where.
+        pid: its process there.
+        since: UTC, ISO 8601.
+        progress: how far it is; None before its pipeline has started.
+    """
+
+    run_id: str
+    host: str
+    pid: int
+    since: str
+    progress: runs.Progress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A store at one moment.
+
+    Attributes:
+        store: where it lies.
+        recordings: newest versions that decoded to their end.
+        hours: audio of these.
+        models: by name, then fingerprint.
+        failing: what fails now, rows by code, most first.
+        running: who writes there now.
+        runs: the last ones, oldest first; one that died is `interrupted`.
+    """
+
+    store: str
+    recordings: int
+    hours: float
+    models: tuple[ModelStatus, ...]
+    failing: dict[str, int]
+    running: Running | None
+    runs: tuple[runs.Run, ...]
+
+
+def status(store: Store) -> Status:
+    """Look at a store, and at the run that writes there."""
+    held = lease.holder(store.storage)
+    running = None
+    if held:
+        told = runs.load_progress(store.storage, held.run_id)
+        running = Running(run_id=held.run_id, host=held.host, pid=held.pid, since=held.since, progress=told)
+    every = [
+        replace(run, state="interrupted")
+        if run.state == "running" and not (held and held.run_id == run.run_id)
+        else run
+        for run in store.runs()
+    ]
+    recordings, failing = store.recordings(), store.failing()
+    return Status(
+        store=store.storage.shown,
+        recordings=recordings.num_rows,
+        hours=_hours(recordings["duration_s"]),
+        models=tuple(_models(store, recordings, failing, every)),
+        failing=dict(Counter(failing["code"].to_pylist()).most_common()),
+        running=running,
+        runs=tuple(every[-LAST_RUNS:]),
+    )
+
+
+def lines(status: Status) -> Iterator[str]:
+    """A store's state for people."""
+    yield f"{status.recordings:,} recordings, {status.hours:.2f} h of audio"
+    for model in status.models:
+        yield (
+            f"model {model.model} fp {model.fp}: {model.segments:,} segments of {model.recordings:,} recordings "
+            f"({model.hours:.2f} h) labelled, {model.left_recordings:,} recordings ({model.left_hours:.2f} h) left, "
+            f"{model.failed_recordings:,} recordings and {model.failed_segments:,} segments failed"
+        )
+    for code, count in status.failing.items():
+        yield f"failing {code}: {count:,}"
+    for run in status.runs:
+        ended = f", ended {run.ended}" if run.ended else ""
+        yield f"run {run.run_id}: {run.state}, started {run.started}{ended}, {run.manifest}"
+    if status.running:
+        yield _running(status.running)
+
+
+def _running(run: Running) -> str:
+    who = f"running: {run.run_id} on {run.host} (process {run.pid}) since {run.since}"
+    now = run.progress
+    if now is None:
+        return f"{who}; it has not begun to label"
+    left = "an unknown time" if now.left_s is None else f"{now.left_s:.0f} s"
+    return (
+        f"{who}; {now.audio_s / 3600:.2f} of {now.total_s / 3600:.2f} h, {now.x_realtime:.0f} x real time, "
+        f"{left} left, {now.quarantined:,} quarantined, as of {now.at}"
+    )
+
+
+def _models(store: Store, recordings: pa.Table, failing: pa.Table, every: list[runs.Run]) -> Iterator[ModelStatus]:
+    labels = current.makings(store.entries)
+    left = _left(store, labels, failing, every)
+    shown = current.without(labels, store.stale.labels)
+    pairs = shown.group_by(["model", "fp"]).aggregate([]).to_pylist()
+    for model, fp in sorted({(pair["model"], pair["fp"]) for pair in pairs} | set(left)):
+        mine = shown.filter(pc.and_(pc.equal(shown["model"], model), pc.equal(shown["fp"], fp)))
+        ended = mine.filter(pc.and_(mine["whole"], pc.invert(mine["failed"])))["recording_id"]
+        durations = recordings.filter(current.among(recordings["recording_id"], ended))["duration_s"]
+        refused = pc.and_(pc.equal(failing["model"], model), pc.equal(failing["fp"], fp))
+        left_recordings, left_hours = left.get((model, fp), (0, 0.0))
+        yield ModelStatus(
+            model=model,
+            fp=fp,
+            recordings=len(ended.unique()),
+            hours=_hours(durations),
+            segments=pc.sum(mine["rows"]).as_py() or 0,
+            failed_recordings=len(mine.filter(mine["failed"])["recording_id"].unique()),
+            failed_segments=pc.sum(pc.and_(refused, pc.is_valid(failing["segment_id"]))).as_py() or 0,
+            left_recordings=left_recordings,
+            left_hours=left_hours,
+        )
+
+
+def _left(
+    store: Store, labels: pa.Table, failing: pa.Table, every: list[runs.Run]
+) -> dict[tuple[str, str], tuple[int, float]]:
+    """Recordings and hours that each model of the last plan has not settled."""
+    there = set(store.storage.list("runs/"))
+    planned = [run for run in every if layout.plan(run.run_id) in there]
+    if not planned:
+        return {}
+    run = planned[-1]
+    work = pa.concat_tables(plans.tasks(store.storage, run.run_id, ["recording_id", "work_s", "kept"]))
+    kept = work["kept"].to_pylist()
+    events = failing.filter(pc.not_equal(failing["stage"], "manifest"))["recording_id"].unique()
+    other = events.filter(pc.invert(current.among(events, work["recording_id"])))
+    found = {}
+    for model, fp in run.models.items():
+        whole = labels.filter(pc.and_(pc.equal(labels["model"], model), labels["whole"]))
+        wanted = pc.and_(pc.equal(whole["fp"], fp), pc.equal(whole["audio"], run.audio))
+        ended = whole.filter(wanted)["recording_id"]
+        asked = work.filter(pa.array([model not in names for names in kept], pa.bool_()))
+        rest = asked.filter(pc.invert(current.among(asked["recording_id"], ended)))
+        retried = pc.sum(pc.invert(current.among(other, whole["recording_id"]))).as_py() or 0
+        found[model, fp] = (rest.num_rows + retried, _hours(rest["work_s"]))
+    return found
+
+
+def _hours(seconds: pa.ChunkedArray) -> float:
+    return (pc.sum(seconds).as_py() or 0.0) / 3600

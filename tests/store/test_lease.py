@@ -1,12 +1,18 @@
-"""One writer a store: who holds it, when a dead holder gives way, that nothing is left behind."""
+"""One writer a store: who holds it, when a dead holder gives way, that two never hold it at once."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +20,55 @@ import pytest
 
 from serpipe.errors import StoreError
 from serpipe.store import lease
-from serpipe.store.lease import Lease
+from serpipe.store.lease import Holder, Lease
 from serpipe.store.storage import Storage
 
+THEIRS = Holder(
+    token="ffff",
+    run_id="R0",
+    host="elsewhere",
+    pid=17,
+    place="another machine",
+    since="2026-01-02T03:04:05+00:00",
+    state="held",
+)
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
+
+class Shared(Storage):
+    """A store where several may create the same object."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.exclusive = False
+
+    def create(self, name: str, data: bytes) -> bool:
+        raise AssertionError("it cannot do that")
+
+
+@pytest.fixture(params=[Storage, Shared], ids=["exclusive", "shared"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    made: Storage = request.param(str(tmp_path))
+    return made
 
 
 @pytest.fixture(autouse=True)
-def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "GRACE_S", 0.0)
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
 
 
-def _hold(storage: Storage, **facts: Any) -> dict[str, Any]:
-    """A lease as another process wrote it."""
-    holder = {
-        "token": "theirs",
-        "run_id": "R0",
-        "host": "elsewhere",
-        "pid": 17,
-        "since": "2026-01-02T03:04:05+00:00",
-        "alive": time.time(),
-    } | facts
-    storage.put(lease.NAME, json.dumps(holder).encode())
-    return holder
+def _hold(storage: Storage, *, number: int = 7, silent_s: float = 0.0, **facts: Any) -> str:
+    """A claim as another process wrote it."""
+    name = f"lease/{number:010d}.json" if storage.exclusive else f"lease/{number:010d}-{THEIRS.token}.json"
+    storage.put(name, json.dumps(asdict(THEIRS) | facts).encode())
+    written = time.time() - silent_s
+    os.utime(storage.path(name), (written, written))
+    return name
+
+
+def _held_by(storage: Storage) -> str | None:
+    found = lease.holder(storage)
+    return found.run_id if found else None
 
 
 def test_the_second_is_refused_with_who_where_and_since_when(storage: Storage) -> None:
@@ -50,27 +79,29 @@ def test_the_second_is_refused_with_who_where_and_since_when(storage: Storage) -
     assert caught.value.transient
     for fact in ("R0", "elsewhere", "process 17", "2026-01-02T03:04:05", storage.root):
         assert fact in str(caught.value)
-    assert json.loads(storage.get(lease.NAME))["token"] == "theirs"
+    assert _held_by(storage) == "R0"
 
 
 def test_a_process_refuses_itself_and_lets_go(storage: Storage) -> None:
     with Lease(storage, "R1"):
         with pytest.raises(StoreError, match="R1 on"), Lease(storage, "R2"):
             pass
-        assert json.loads(storage.get(lease.NAME))["run_id"] == "R1"
-    assert storage.list("") == []
+        assert _held_by(storage) == "R1"
+    assert _held_by(storage) is None
     with Lease(storage, "R2"):
-        pass
-    assert storage.list("") == []
+        assert _held_by(storage) == "R2"
+    assert _held_by(storage) is None
+    # What was given back goes with the next claim: a store does not fill with them.
+    assert len(set(storage.list("lease/")) - {lease.CLOCK}) == 1
 
 
 def test_an_error_lets_go_too(storage: Storage) -> None:
     with pytest.raises(ZeroDivisionError), Lease(storage, "R1"):
         raise ZeroDivisionError
-    assert storage.list("") == []
+    assert _held_by(storage) is None
 
 
-def test_a_dead_holder_on_this_machine_gives_way_at_once(storage: Storage) -> None:
+def test_a_dead_holder_on_this_machine_gives_way_at_once(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from serpipe.store.lease import Lease\n"
@@ -78,17 +109,27 @@ def test_a_dead_holder_on_this_machine_gives_way_at_once(storage: Storage) -> No
         "Lease(Storage(sys.argv[1]), 'R0').__enter__()\n"
         "os._exit(9)\n"
     )
+    storage = Storage(str(tmp_path))
     assert subprocess.run([sys.executable, "-c", program, storage.root], timeout=60).returncode == 9
-    assert json.loads(storage.get(lease.NAME))["run_id"] == "R0"
+    assert b"R0" in storage.get(storage.list("lease/")[0])
+    assert _held_by(storage) is None
     with Lease(storage, "R1"):
-        assert json.loads(storage.get(lease.NAME))["run_id"] == "R1"
+        assert _held_by(storage) == "R1"
 
 
 def test_a_living_holder_on_this_machine_does_not(storage: Storage) -> None:
-    import socket
-
-    _hold(storage, host=socket.gethostname(), pid=os.getppid())
+    _hold(storage, place=lease._place(), pid=os.getppid())
     with pytest.raises(StoreError), Lease(storage, "R1"):
+        pass
+
+
+def test_a_process_number_means_nothing_in_another_container_of_the_same_name(storage: Storage) -> None:
+    nobody = 2**22 + 1
+    _hold(storage, host=socket.gethostname(), pid=nobody)
+    with pytest.raises(StoreError), Lease(storage, "R1"):
+        pass
+    _hold(storage, host=socket.gethostname(), pid=nobody, place=lease._place())
+    with Lease(storage, "R1"):
         pass
 
 
@@ -96,45 +137,73 @@ def test_a_living_holder_on_this_machine_does_not(storage: Storage) -> None:
 def test_a_silent_holder_elsewhere_gives_way_after_its_lifetime(
     storage: Storage, silent_s: float, gives_way: bool
 ) -> None:
-    _hold(storage, alive=time.time() - silent_s)
+    _hold(storage, silent_s=silent_s)
     if gives_way:
         with Lease(storage, "R1"):
-            assert json.loads(storage.get(lease.NAME))["run_id"] == "R1"
+            assert _held_by(storage) == "R1"
     else:
         with pytest.raises(StoreError), Lease(storage, "R1"):
             pass
 
 
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_wrong_clock_kills_nobody_and_keeps_nobody_alive(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Only the store's clock counts: whoever judges may live in another hour."""
+    true_time = time.time
+    monkeypatch.setattr(time, "time", lambda: true_time() + hours * 3600)
+    for silent_s, gives_way in ((10.0, False), (lease.LIFETIME_S + 10.0, True)):
+        name = _hold(storage)
+        written = true_time() - silent_s
+        os.utime(storage.path(name), (written, written))
+        try:
+            with Lease(storage, "R1"):
+                assert gives_way
+        except StoreError:
+            assert not gives_way
+
+
 def test_the_holder_gives_signs_of_life(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LIFETIME_S", 0.3)
     with Lease(storage, "R1"):
-        first = json.loads(storage.get(lease.NAME))
-        later = _wait(storage, lambda holder: holder["alive"] > first["alive"])
-        assert {key: value for key, value in later.items() if key != "alive"} == {
-            key: value for key, value in first.items() if key != "alive"
-        }
+        (name,) = storage.list("lease/")
+        first, text = storage.modified(name), storage.get(name)
+        assert _comes(lambda: storage.modified(name) > first)
+        assert storage.get(name) == text
+    released = storage.modified(name)
     time.sleep(0.2)
-    assert storage.list("") == []
+    assert storage.modified(name) == released
 
 
-def test_who_lost_the_lease_does_not_take_it_back(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that was stopped for minutes wakes up and finds another in its place."""
+def test_who_lost_the_store_does_not_take_it_back(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was stopped for minutes wakes up, gives a sign of life, ends: another holds, and keeps, it."""
     monkeypatch.setattr(lease, "LIFETIME_S", 0.3)
-    with Lease(storage, "R1"):
-        theirs = _hold(storage)
-        time.sleep(0.5)
-        assert json.loads(storage.get(lease.NAME)) == theirs
-    assert json.loads(storage.get(lease.NAME)) == theirs
+    with Lease(storage, "R1") as held:
+        (mine,) = storage.list("lease/")
+        _hold(storage, number=2)
+        before = storage.modified(mine)
+        assert _comes(lambda: storage.modified(mine) > before)
+        with pytest.raises(StoreError, match="STORE_LOST: run R1 no longer holds"):
+            held.check()
+        assert _held_by(storage) == "R0"
+    assert _held_by(storage) == "R0"
 
 
 def test_a_taken_store_is_not_touched_before_the_dead_holders_workers_are_done(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "GRACE_S", 0.4)
-    _hold(storage, alive=0.0)
-    began = time.monotonic()
+    waits: list[float] = []
+    monkeypatch.setattr(lease, "GRACE_S", 0.25)
+    monkeypatch.setattr(lease.time, "sleep", waits.append)
+    _hold(storage, silent_s=lease.LIFETIME_S + 1)
     with Lease(storage, "R2"):
-        assert time.monotonic() - began >= 0.4
+        pass
+    assert 0.25 in waits
+    waits.clear()
+    with Lease(storage, "R3"):
+        pass
+    assert 0.25 not in waits
 
 
 def test_a_worker_that_outlived_its_run_is_told(storage: Storage) -> None:
@@ -146,20 +215,241 @@ def test_a_worker_that_outlived_its_run_is_told(storage: Storage) -> None:
         lease.check(storage, "R1")
 
 
-def _wait(storage: Storage, until: Any) -> dict[str, Any]:
-    for _ in range(200):
-        holder: dict[str, Any] = json.loads(storage.get(lease.NAME))
-        if until(holder):
-            return holder
-        time.sleep(0.05)
-    raise AssertionError("it never came")
+def test_a_store_out_of_reach_for_a_moment_costs_no_lease(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LIFETIME_S", 0.3)
+    put, tries = storage.put, []
+
+    def unreachable(name: str, data: bytes) -> None:
+        tries.append(name)
+        if len(tries) < 3:
+            raise (OSError("no route"), StoreError("STORE_OUT_OF_REACH", "no route", transient=True))[len(tries) % 2]
+        put(name, data)
+
+    with Lease(storage, "R1"):
+        (name,) = storage.list("lease/")
+        first = storage.modified(name)
+        monkeypatch.setattr(storage, "put", unreachable)
+        assert _comes(lambda: storage.modified(name) > first)
 
 
-def test_over_s3(bucket: str) -> None:
+class Stepped(Storage):
+    """Stops before each operation until it is told to go on, so that a test decides who is first."""
+
+    def __init__(self, root: str, *, exclusive: bool) -> None:
+        super().__init__(root)
+        self.exclusive = exclusive
+        self.turn, self.done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def step(self) -> None:
+        self.done.release()
+        self.turn.acquire()
+
+    def put(self, name: str, data: bytes) -> None:
+        self.step()
+        super().put(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self.step()
+        return super().create(name, data)
+
+    def list(self, prefix: str) -> list[str]:
+        self.step()
+        return super().list(prefix)
+
+    def delete(self, name: str) -> None:
+        self.step()
+        super().delete(name)
+
+
+def _race(root: str, order: Iterator[int], *, exclusive: bool, let_go: bool) -> tuple[int, int]:
+    """Two go for one store, an operation at a time in a given order.
+
+    Returns:
+        How many came to hold it, and how many held it at once at most.
+    """
+    inside: list[str] = []
+    refusals: set[str] = set()
+    most = came = 0
+    lock = threading.Lock()
+    racers = [Stepped(root, exclusive=exclusive) for _ in range(2)]
+    finished = [False, False]
+
+    def run(place: int) -> None:
+        nonlocal most, came
+        me = racers[place]
+        try:
+            with Lease(me, f"R{place}") as held:
+                me.step()
+                held.check()
+                with lock:
+                    inside.append(f"R{place}")
+                    came, most = came + 1, max(most, len(inside))
+                if not let_go:
+                    me.step()
+                with lock:
+                    inside.remove(f"R{place}")
+        except StoreError as error:
+            refusals.add(error.code)
+        finally:
+            finished[place] = True
+            me.done.release()
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(run, place) for place in range(2)]
+        for racer in racers:
+            racer.done.acquire()
+        while not all(finished):
+            place = next(order)
+            if finished[place]:
+                place = 1 - place
+            racers[place].turn.release()
+            racers[place].done.acquire()
+        for future in futures:
+            future.result()
+    assert refusals <= {"STORE_HELD"}
+    return came, most
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["free", "dead-holder"])
+@pytest.mark.parametrize("let_go", [False, True], ids=["holding", "letting-go"])
+def test_two_that_race_never_hold_it_at_once(tmp_path: Path, dead: bool, let_go: bool) -> None:
+    """Two find the same dead holder, or nobody: in every one of many orders one at most is in."""
+    choose = random.Random(4)
+    held = 0
+    for trial in range(60):
+        root = str(tmp_path / f"{trial}")
+        if dead:
+            _hold(Storage(root), silent_s=lease.LIFETIME_S + 1)
+        order = iter(lambda: choose.randrange(2), 2)
+        came, most = _race(root, order, exclusive=True, let_go=let_go)
+        assert most <= 1, trial
+        held += came
+    assert held >= 60
+
+
+def test_a_number_that_is_free_again_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed long ago: since then others took the store, gave it back, and one holds it."""
+    storage = Storage(str(tmp_path))
+    _hold(storage, silent_s=lease.LIFETIME_S + 1)
+    create, late = storage.create, []
+
+    def after_others(name: str, data: bytes) -> bool:
+        if not late:
+            late.append(name)
+            with Lease(Storage(storage.root), "R1"):
+                pass
+            late.append(Lease(Storage(storage.root), "R2").__enter__())
+        return create(name, data)
+
+    monkeypatch.setattr(storage, "create", after_others)
+    with pytest.raises(StoreError, match="run R2 on"), Lease(storage, "R3"):
+        pass
+    assert _held_by(storage) == "R2"
+    late[1].__exit__()
+
+
+class Together(Shared):
+    """All have listed before any of them writes, and all have written before any of them lists again."""
+
+    steps = threading.Barrier(5)
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.listed = 0
+
+    def list(self, prefix: str) -> list[str]:
+        self.listed += 1
+        if self.listed == 2:
+            self.steps.wait(10)
+        names = super().list(prefix)
+        if self.listed <= 2:
+            self.steps.wait(10)
+        return names
+
+
+def test_of_several_claims_the_lowest_wins(tmp_path: Path) -> None:
+    """On a store without exclusive create all write, wait and list."""
+    tokens: list[str] = []
+    winners: list[str] = []
+    leave = threading.Barrier(5)
+
+    def run(place: int) -> str:
+        mine = Lease(Together(str(tmp_path)), f"R{place}")
+        tokens.append(mine._me.token)
+        try:
+            with mine as held:
+                leave.wait(10)
+                held.check()
+                winners.append(held._me.token)
+                return "held"
+        except StoreError as error:
+            leave.wait(10)
+            return error.code
+
+    with ThreadPoolExecutor(5) as pool:
+        assert sorted(pool.map(run, range(5))) == ["STORE_HELD"] * 4 + ["held"]
+    assert winners == [min(tokens)]
+    assert len(Storage(str(tmp_path)).list("lease/")) == 1
+
+
+def test_a_late_claim_gives_way_to_one_that_holds(tmp_path: Path) -> None:
+    """It is lower, but the other one has waited already."""
+    storage = Shared(str(tmp_path))
+    name = _hold(storage, number=1)
+
+    class Late(Lease):
+        def __enter__(self) -> Lease:
+            self._claim(1)
+            return self
+
+    late = Late(storage, "R1")
+    assert late._me.token < THEIRS.token
+    with pytest.raises(StoreError, match="run R0"):
+        late.__enter__()
+    assert storage.list("lease/") == [name]
+
+
+def test_over_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(f"{bucket}/lease")
     with Lease(storage, "R1"), pytest.raises(StoreError, match="R1 on"), Lease(storage, "R2"):
         pass
-    assert storage.list("") == []
-    _hold(storage, alive=time.time() - lease.LIFETIME_S - 1)
+    assert _held_by(storage) is None
+    storage.put("lease/0000000009.json", json.dumps(asdict(THEIRS)).encode())
+    with pytest.raises(StoreError, match="R0 on"), Lease(storage, "R2"):
+        pass
+    monkeypatch.setattr(lease, "LIFETIME_S", -2.0)
+    monkeypatch.setattr(Lease, "_keep_alive", lambda self: None)
     with Lease(storage, "R2"):
-        assert json.loads(storage.get(lease.NAME))["run_id"] == "R2"
+        assert _held_by(storage) == "R2"
+
+
+@pytest.mark.s3
+def test_a_race_on_a_store_that_creates_not_exclusively(real_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six at once, some rounds: never two, and the one that is refused is told by whom."""
+    monkeypatch.setattr(lease, "SETTLE_S", 2.0)
+    assert not Storage(real_s3).exclusive
+    for _ in range(4):
+        start, leave = threading.Barrier(6), threading.Barrier(6)
+
+        def run(place: int, start: threading.Barrier = start, leave: threading.Barrier = leave) -> str:
+            mine = Lease(Storage(f"{real_s3}/race"), f"R{place}")
+            start.wait(60)
+            try:
+                with mine as held:
+                    leave.wait(60)
+                    held.check()
+                    return "held"
+            except StoreError as error:
+                leave.wait(60)
+                return error.code
+
+        with ThreadPoolExecutor(6) as pool:
+            assert sorted(pool.map(run, range(6))) == ["STORE_HELD"] * 5 + ["held"]
+
+
+def _comes(true: Callable[[], bool]) -> bool:
+    for _ in range(200):
+        if true():
+            return True
+        time.sleep(0.02)
+    return False

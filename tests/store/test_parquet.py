@@ -71,7 +71,8 @@ def test_facts_come_back(facts: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(folder)
         parquet.write(storage, "a.parquet", _table(1), SCHEMA, facts)
-        assert parquet.facts(storage, "a.parquet") == facts | {"schema": schemas.SCHEMA_VERSION}
+        found = parquet.facts(storage, "a.parquet")
+        assert found == facts | {"schema": schemas.SCHEMA_VERSION, "name": "a.parquet", "digest": found["digest"]}
 
 
 @given(

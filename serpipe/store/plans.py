@@ -1,0 +1,121 @@
+"""Frozen plans: pieces of Parquet, in them a row group for each read task."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
+from serpipe.store import layout
+from serpipe.store.storage import Storage
+
+SETTLED = pa.struct(
+    [
+        pa.field("unit", pa.int32()),
+        pa.field("model", pa.string()),
+        pa.field("fp", pa.string()),
+        pa.field("status", pa.string()),
+    ]
+)
+
+PLAN = pa.schema(
+    [
+        *(field for field in CATALOGUE if field.name != "query"),
+        pa.field("settled", pa.list_(SETTLED)),  # units the ledger holds already
+        pa.field("kept", pa.list_(pa.string())),  # models that leave it the labels of an older fingerprint
+        pa.field("known", pa.bool_()),  # `recordings` has its row already
+        pa.field("attempts", pa.int32()),  # failures so far
+        pa.field("work_s", pa.float64()),  # seconds it is thought to last; balances work, cuts nothing
+    ]
+)
+"""One row per recording with work left; a row group is a read task."""
+
+WORK = pa.schema([*PLAN, pa.field("query", pa.string())])
+"""The same with what must not be stored."""
+
+TASKS_PER_PIECE = 200
+"""Who reads a task reads the footer of its piece, which has a kilobyte or two for each row group."""
+
+
+class Writer:
+    """Writes a plan; memory holds one piece.
+
+    Args:
+        storage: the store.
+        run: the run.
+
+    Attributes:
+        tasks: number of recordings of each read task.
+        queries: signed queries by task, for those that have any; in memory only.
+        work_s: seconds of audio of all.
+    """
+
+    def __init__(self, storage: Storage, run: str) -> None:
+        self._storage, self._run = storage, run
+        self._sink = io.BytesIO()
+        self._piece: pq.ParquetWriter | None = None
+        self.tasks: list[int] = []
+        self.queries: dict[int, pa.Array] = {}
+        self.work_s = 0.0
+
+    def add(self, rows: pa.Table, sizes: Sequence[int]) -> None:
+        """Append read tasks.
+
+        Args:
+            rows: of `WORK`, in order.
+            sizes: how many rows each task takes.
+        """
+        start = 0
+        for size in sizes:
+            task = rows.slice(start, size).combine_chunks()
+            start += size
+            if task["query"].null_count < size:
+                self.queries[len(self.tasks)] = task["query"].combine_chunks()
+            if self._piece is None:
+                self._piece = pq.ParquetWriter(self._sink, PLAN, compression="zstd")
+            self._piece.write_table(task.select(PLAN.names), row_group_size=size)
+            self.tasks.append(size)
+            self.work_s += float(sum(task["work_s"].to_pylist()))
+            if len(self.tasks) % TASKS_PER_PIECE == 0:
+                self._end_piece()
+
+    def end(self) -> None:
+        """Write what is left; a plan without a task leaves nothing."""
+        if self._piece is not None:
+            self._end_piece()
+
+    def _end_piece(self) -> None:
+        assert self._piece is not None
+        self._piece.close()
+        place = (len(self.tasks) - 1) // TASKS_PER_PIECE
+        self._storage.put(layout.plan(self._run, place), self._sink.getvalue())
+        self._sink, self._piece = io.BytesIO(), None
+
+
+def read_task(storage: Storage, run: str, task: int) -> pa.Table:
+    """The recordings of one read task."""
+    piece, group = divmod(task, TASKS_PER_PIECE)
+    name = layout.plan(run, piece)
+
+    def rows() -> pa.Table:
+        with storage.fs.open(storage.path(name), "rb") as file:
+            return pq.ParquetFile(file).read_row_group(group)
+
+    return storage.carefully(name, rows)
+
+
+def tasks(storage: Storage, run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The recordings of each read task, in order; memory holds one piece.
+
+    Args:
+        storage: the store.
+        run: the run.
+        columns: the columns wanted; all by default.
+    """
+    for place in range(len(storage.list(layout.plan(run).removesuffix(".parquet")))):
+        file = pq.ParquetFile(pa.BufferReader(storage.get(layout.plan(run, place))))
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns)
