@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +124,11 @@ def test_label_says_what_it_did_and_exits_three_above_the_share(archive: Path, f
     """One recording in four is broken, one in five is allowed."""
     assert first.exit_code == 3
     assert "4 recordings, 0.00 h of audio, 6 segments, 6 predictions in " in first.stdout
-    assert "1 recordings and 0 manifest rows are in quarantine; `serpipe failures " in first.stdout
+    assert (
+        "3 recordings are labelled whole; 1 recordings (AUDIO_UNDECODABLE 1) and 0 manifest rows are in quarantine: "
+        f"`serpipe failures {archive.parent}/store` says why and what to do\n"
+    ) in first.stdout
+    assert "not settled" not in first.stdout
     assert "1 files of the folder were left out: their endings are not audio" in first.stdout
     assert f"tables: {archive.parent}/store" in first.stdout
 
@@ -132,6 +137,17 @@ def test_nothing_new_is_success(archive: Path, first: Result) -> None:
     again = run("label", str(archive), str(archive.parent / "store"), "--segment", "window:2/2", "--max-failed", "0.2")
     assert again.exit_code == 0
     assert "nothing new: 4 recordings are labelled already in " in again.stdout
+
+
+def test_what_would_be_other_labels_today_is_told_and_left(archive: Path, first: Result) -> None:
+    store = str(archive.parent / "store")
+    result = run("label", str(archive), store, "--segment", "window:3/3", "--channels", "first")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1:] == [
+        "embedded: 4 recordings keep the labels of segmentation window:2/2 (today: window:3/3) and channels mix "
+        f"(today: first); --relabel labels them again, `serpipe gc {store}` then drops the old labels",
+        f"nothing new: 4 recordings are labelled already in {store}",
+    ]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -145,9 +161,31 @@ def test_status_and_failures_of_a_real_store(archive: Path, first: Result) -> No
     store = str(archive.parent / "store")
     lines = run("status", store).stdout.splitlines()
     assert lines[0] == "3 recordings, 0.00 h of audio"
-    assert any(line.startswith("model embedded fp ") and "6 predictions in 4 units" in line for line in lines)
+    assert lines[1].startswith("model embedded fp ")
+    assert "6 segments of 3 recordings (0.00 h) labelled, 0 recordings (0.00 h) left, 1 recordings and 0" in lines[1]
     assert any(": finished, started 20" in line and line.endswith(str(archive)) for line in lines)
     lines = run("failures", store).stdout.splitlines()
-    assert lines[0] == "AUDIO_UNDECODABLE: 1"
-    assert lines[1].startswith(f"  AUDIO_UNDECODABLE {archive}/broken.wav: ")
-    assert run("failures", store, "--code", "WORK_LOST").stdout == "nothing fails with WORK_LOST\n"
+    assert lines[0] == (
+        f"AUDIO_UNDECODABLE (decode): 1 of 1 recordings; `serpipe retry {store} --code AUDIO_UNDECODABLE` makes them "
+        "work for the next run"
+    )
+    assert lines[1] == f"by feed: {archive} 1"
+    assert lines[2].startswith(f"  AUDIO_UNDECODABLE {archive}/broken.wav: ")
+    for nothing in (("--code", "WORK_LOST"), ("--stage", "model"), ("--feed", str(archive.parent / "other"))):
+        assert run("failures", store, *nothing).stdout == "nothing fails\n"
+    assert run("failures", store, "--stage", "gut").exit_code == 2
+
+
+def test_status_and_failures_for_programs(archive: Path, first: Result) -> None:
+    store = str(archive.parent / "store")
+    status = json.loads(run("status", store, "--json").stdout)
+    assert (status["recordings"], status["running"]) == (3, None)
+    assert (status["models"][0]["segments"], status["models"][0]["failed_recordings"]) == (6, 1)
+    assert [record["state"] for record in status["runs"]] == ["finished"]
+    failing = json.loads(run("failures", store, "--json", "--feed", str(archive)).stdout)
+    assert (failing["groups"][0]["code"], failing["feeds"], failing["more"]) == (
+        "AUDIO_UNDECODABLE",
+        {str(archive): 1},
+        0,
+    )
+    assert failing["examples"][0]["uri"] == f"{archive}/broken.wav"

@@ -32,6 +32,16 @@ def audio_fingerprint(segmentation: str, channels: Channels) -> str:
     return ids.fingerprint("audio", str(DECODER_EPOCH), str(parse_segmentation(segmentation)), channels, str(UNIT_S))
 
 
+def audio_facts(segmentation: str, channels: Channels) -> dict[str, str | int]:
+    """What `audio_fingerprint` is made of, by name, for records that people compare."""
+    return {
+        "segmentation": str(parse_segmentation(segmentation)),
+        "channels": channels,
+        "decoder_epoch": DECODER_EPOCH,
+        "unit_s": UNIT_S,
+    }
+
+
 class Decode:
     """Decodes recordings, cuts them into segments and yields packs.
 
@@ -88,12 +98,29 @@ class Decode:
                 yield from builder.flush()
         yield from builder.flush()
 
+    def give_up(self, recording: pa.Table, units: Sequence[tuple[int, bool, list[str]]], error: AudioError) -> pa.Table:
+        """A pack that settles units of a recording as failed, without reading it.
+
+        Args:
+            recording: one row, as for decoding.
+            units: number, whether it is the last, and the models it fails for.
+            error: why.
+
+        Returns:
+            One row of `serpipe.pack.PACK`.
+        """
+        builder = PackBuilder(0.0)
+        job = _Job(recording.to_pylist()[0], self._models, self._audio)
+        job.given_up(builder, units, error)
+        (pack,) = builder.flush()
+        return pack
+
     def _recording(self, row: dict[str, Any], builder: PackBuilder) -> Iterator[pa.Table]:
         job = _Job(row, self._models, self._audio)
         messages = self._decoder.messages
         try:
             given = job.given(builder)
-            with local_copy(job.uri, query=row.get("query"), size=row.get("size")) as path:
+            with local_copy(job.uri, query=row.get("query"), size=row.get("size"), etag=row.get("etag")) as path:
                 decoding = self._decoder.decode(path, self._channels)
                 outside: list[int] = []
                 for unit in units_of(
@@ -135,7 +162,11 @@ class _Job:
             (entry["unit"], entry["model"]) for entry in settled if models.get(entry["model"]) == entry["fp"]
         }
         self._stored = {entry["unit"] for entry in settled if entry["status"] != "failed"}
-        self._models = list(models)
+        # What fails before any model is logged once, with whichever model's commit settles the unit first.
+        self._logged = {entry["unit"] for entry in settled}
+        self._failed = {entry["unit"] for entry in settled if entry["status"] == "failed"}
+        kept = row.get("kept") or ()
+        self._models = [model for model in models if model not in kept]
         self._next = 0
         self._peak = 0.0
         self._given: list[dict[str, Any]] = row.get("given") or []
@@ -148,7 +179,8 @@ class _Job:
                 error = AudioError(
                     "SEGMENT_TOO_LONG", f"a given segment is longer than {LONGEST_SEGMENT_S // 60} minutes"
                 )
-                builder.add_failure(self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"]))
+                if 0 not in self._logged:
+                    builder.add_failure(self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"]))
             else:
                 kept.append(entry)
         self._given = kept
@@ -178,6 +210,7 @@ class _Job:
                         error,
                         "segment",
                         segment_id=segment["segment_id"],
+                        unit=unit.number,
                         start_s=segment["start_s"],
                         end_s=segment["end_s"],
                     )
@@ -185,13 +218,14 @@ class _Job:
 
     def end(self, builder: PackBuilder, decoding: ChildDecoding, outside: list[int], messages: int) -> None:
         outcome, header = decoding.outcome, decoding.header
-        for index in outside:
+        for index in outside if self._next - 1 not in self._logged else ():
             entry = self._given[index]
             error = AudioError(
                 "SEGMENT_OUTSIDE",
                 f"it starts at {entry['start_s']:.2f} s, the recording ends at {outcome.duration_s:.2f} s",
             )
-            builder.add_failure(self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"]))
+            where = {"unit": self._next - 1, "start_s": entry["start_s"], "end_s": entry["end_s"]}
+            builder.add_failure(self._failure(error, "segment", **where))
         if self._row.get("known"):
             return
         builder.add_recording(
@@ -220,8 +254,15 @@ class _Job:
         status = "open" if error.transient else "failed"
         row = self._unit_row(self._next, final=True, status=status, todo=self._todo(self._next))
         builder.add_unit(row)
-        stage = "read" if error.code.startswith("RECORDING_") else "decode"
-        builder.add_failure(self._failure(error, stage))
+        if error.transient or self._next not in self._failed:
+            stage = "read" if error.code.startswith("RECORDING_") else "decode"
+            builder.add_failure(self._failure(error, stage, unit=self._next))
+
+    def given_up(self, builder: PackBuilder, units: Sequence[tuple[int, bool, list[str]]], error: AudioError) -> None:
+        """Nothing more of the recording is tried."""
+        for number, final, todo in units:
+            builder.add_unit(self._unit_row(number, final=final, status="failed", todo=todo))
+        builder.add_failure(self._failure(error, "decode", unit=units[0][0] if units else None))
 
     def _todo(self, number: int) -> list[str]:
         return [model for model in self._models if (number, model) not in self._settled]

@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from serpipe.cli.exits import EXIT_QUARANTINE
+from serpipe.cli.exits import EXIT_BROKEN, EXIT_QUARANTINE
 from serpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from serpipe.engine.label import Result
+
+CODES_SHOWN = 3
+"""Of the codes that recordings failed with, the most frequent that a run's last words name."""
 
 
 @click.command()
@@ -71,6 +78,13 @@ def demo(directory: str) -> None:
     help="A column of the manifest by hand, as uri=path_on_disk.",
 )
 @click.option("--base", help="Folder that relative uris of the manifest start from  [default: the manifest's own]")
+@click.option(
+    "--allow-root",
+    "allow_roots",
+    multiple=True,
+    metavar="ROOT",
+    help="A folder, bucket or prefix; MANIFEST may name files in those that are given only  [default: anywhere]",
+)
 @click.option("--skip-bad-rows", is_flag=True, help="Put rows that cannot be used in quarantine and go on.")
 @click.option("--address", help="Of a Ray cluster  [default: the one around, else one on this machine]")
 @click.option("--decoders", type=click.IntRange(min=1), help="Decode actors  [default: what the cluster carries]")
@@ -80,7 +94,12 @@ def demo(directory: str) -> None:
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of recordings in quarantine above which the exit code is 3.",
+    help="Share of this run's recordings in quarantine, whole or in part, above which the exit code is 3.",
+)
+@click.option(
+    "--relabel",
+    is_flag=True,
+    help="Label again what other weights, another adapter, dtype, decoder, segmentation or channels have labelled.",
 )
 def label(
     manifest: str,
@@ -93,7 +112,8 @@ def label(
     """Label what MANIFEST names and STORE does not hold yet.
 
     MANIFEST is a folder, a glob, or a list (Parquet, CSV, TSV, JSONL, Kaldi, NeMo, lhotse); both may be local or any
-    fsspec URL, such as s3://bucket/archive.
+    fsspec URL, such as s3://bucket/archive. What is new or has changed is labelled, and what failed for a reason that
+    passes is tried again; what an earlier run has settled is not work, unless --relabel asks for it.
 
     \b
     Example:
@@ -105,27 +125,46 @@ def label(
     if options["dtype"] == "auto":
         for line in _dtypes(options["models"]):
             click.echo(line)
-    result = run(manifest, store, format=format_, columns=roles or None, **options)
-    if result.left_out:
-        click.echo(f"{result.left_out} files of the folder were left out: their endings are not audio")
-    if result.run_id is None:
-        click.echo(f"nothing new: {result.done_before} recordings are labelled already in {result.store}")
-        return
-    hours, speed = result.audio_s / 3600, result.audio_s / max(result.elapsed_s, 1e-9)
-    click.echo(
-        f"{result.recordings} recordings, {hours:.2f} h of audio, {result.segments} segments, {result.predictions} "
-        f"predictions in {result.elapsed_s:.0f} s ({speed:.0f} x real time)"
-    )
-    if result.failed or result.bad_rows:
-        click.echo(
-            f"{result.failed} recordings and {result.bad_rows} manifest rows are in quarantine; "
-            f"`serpipe failures {result.store}` says why"
-        )
-    if result.unsettled:
-        click.echo(f"{result.unsettled} of them are tried again by the next run")
-    click.echo(f"tables: {result.store}")
+    try:
+        result = run(manifest, store, format=format_, columns=roles or None, **options)
+    except KeyboardInterrupt as stop:
+        why = stop or "the run was stopped before it had labelled anything; the same command starts it again"
+        click.echo(f"serpipe: RUN_STOPPED: {why}", err=True)
+        sys.exit(EXIT_BROKEN)
+    for line in _summary(result):
+        click.echo(line)
     if result.failed_share > max_failed:
         sys.exit(EXIT_QUARANTINE)
+
+
+def _summary(result: Result) -> Iterator[str]:
+    """How a run ended: what was labelled, what failed and why, what is left, what to do next."""
+    if result.left_out:
+        yield f"{result.left_out:,} files of the folder were left out: their endings are not audio"
+    if result.mended:
+        yield f"{result.mended:,} units that `serpipe verify` had found damaged were made work again"
+    yield from result.kept
+    if result.run_id is None:
+        yield f"nothing new: {result.done_before:,} recordings are labelled already in {result.store}"
+        return
+    hours, speed = result.audio_s / 3600, result.audio_s / max(result.elapsed_s, 1e-9)
+    yield (
+        f"{result.recordings:,} recordings, {hours:.2f} h of audio, {result.segments:,} segments, "
+        f"{result.predictions:,} predictions in {result.elapsed_s:.0f} s ({speed:.0f} x real time)"
+    )
+    if result.failed or result.bad_rows:
+        codes = [f"{code} {count:,}" for code, count in result.codes.items()]
+        if len(codes) > CODES_SHOWN:
+            codes[CODES_SHOWN:] = [f"{len(codes) - CODES_SHOWN} more codes"]
+        reasons = f" ({', '.join(codes)})" if codes else ""
+        yield (
+            f"{result.labelled:,} recordings are labelled whole; {result.failed:,} recordings{reasons} and "
+            f"{result.bad_rows:,} manifest rows are in quarantine: "
+            f"`serpipe failures {result.store}` says why and what to do"
+        )
+    if result.unsettled:
+        yield f"{result.unsettled:,} recordings are not settled; the same command tries them again"
+    yield f"tables: {result.store}"
 
 
 def _dtypes(models: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -27,7 +28,7 @@ class Cluster:
     """What a cluster has.
 
     Attributes:
-        cpus: CPU cores.
+        cpus: CPU cores; where nodes are labelled for decoding, theirs alone.
         gpus: GPUs.
         object_store_bytes: object store of all nodes.
     """
@@ -35,6 +36,24 @@ class Cluster:
     cpus: float
     gpus: float
     object_store_bytes: float
+
+
+STAGE_LABEL = "serpipe-stage"
+"""Label of a Ray node that keeps it for a stage: `decode` or `label`."""
+
+
+def placed(stage: str) -> dict[str, str] | None:
+    """The label selector that keeps a stage to the nodes labelled for it; None where no node is.
+
+    Args:
+        stage: `decode` or `label`.
+    """
+    return {STAGE_LABEL: stage} if _labelled(stage) else None
+
+
+def _labelled(stage: str) -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"] and node["Labels"].get(STAGE_LABEL) == stage]
 
 
 @contextmanager
@@ -76,8 +95,10 @@ def joined(address: str | None) -> Iterator[Cluster]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        decoding = _labelled("decode")
+        cpus = sum(node["Resources"].get("CPU", 0.0) for node in decoding) or resources.get("CPU", 0.0)
         yield Cluster(
-            cpus=resources.get("CPU", 0.0),
+            cpus=cpus,
             gpus=resources.get("GPU", 0.0),
             object_store_bytes=resources.get("object_store_memory", 0.0),
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,15 +17,16 @@ from serpipe import ids, plan
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.audio.segment import parse_segmentation
-from serpipe.audio.stage import audio_fingerprint
-from serpipe.engine import catalogue
-from serpipe.errors import UsageError
+from serpipe.audio.stage import audio_facts, audio_fingerprint
+from serpipe.engine import catalogue, invalidation, settle
+from serpipe.engine.stopping import RunStopped, sigterm_stops
+from serpipe.errors import SerpipeError, UsageError
 from serpipe.manifest import Manifest, open_manifest
 from serpipe.models.certificate import best_dtype
 from serpipe.models.passport import issue, versions
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.pack import ID
-from serpipe.store import closing, layout, ledger, parquet, runs, schemas, version
+from serpipe.store import closing, failing, layout, ledger, mend, runs, version
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
@@ -47,6 +48,10 @@ class Result:
         done_before: recordings of the manifest that needed nothing.
         failed: recordings of this run that are in quarantine, whole or in part.
         unsettled: of these, those the next run tries again unasked.
+        codes: of the failed recordings, how many each code is a reason for, most first.
+        kept: sentences about labels that were left as they are, though the same model or audio would be another
+            today; `relabel` asks for them again.
+        mended: units that were labelled and are work again, for `serpipe verify` had found them damaged.
         segments: segments this run settled.
         predictions: predictions it wrote, all models together.
         audio_s: seconds of audio in its segments' recordings.
@@ -61,12 +66,20 @@ class Result:
     done_before: int
     failed: int = 0
     unsettled: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    mended: int = 0
     segments: int = 0
     predictions: int = 0
     audio_s: float = 0.0
     bad_rows: int = 0
     left_out: int = 0
     elapsed_s: float = 0.0
+
+    @property
+    def labelled(self) -> int:
+        """Recordings of this run of which nothing is in quarantine."""
+        return self.recordings - self.failed
 
     @property
     def failed_share(self) -> float:
@@ -92,6 +105,8 @@ def label(
     decoders: int | None = None,
     pools: Sequence[str] = (),
     limits: Limits | None = None,
+    allow_roots: Sequence[str] = (),
+    relabel: bool = False,
 ) -> Result:
     """Label what a manifest names and the store does not hold yet.
 
@@ -113,12 +128,16 @@ def label(
         decoders: decode actors; as many as the cluster carries by default.
         pools: `NAME` or `NAME:ACTORS` of models that get a pool of their own.
         limits: what one file may cost.
+        allow_roots: folders, buckets or prefixes outside of which the manifest may name nothing; anywhere by default.
+        relabel: label again what the same models labelled with other weights, another adapter, number format,
+            decoder, segmentation or treatment of channels.
 
     Returns:
         Counts. Success means that plan and ledger agree but for what is in quarantine.
 
     Raises:
         SerpipeError: a request that cannot be carried out, a store that is held, a model that must not run.
+        RunStopped: Ctrl-C or SIGTERM; what is committed counts, and the text says how much that is.
 
     Examples:
         >>> import serpipe, tempfile
@@ -132,19 +151,22 @@ def label(
     began = time.monotonic()
     references = _resolved(models, dtype)
     fingerprints = {model.name: model.fp for model in references}
-    found = open_manifest(manifest, format=format, columns=columns, base=base)
+    found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     storage = Storage(store)
     version.check(storage)
     run_id = runs.new_run_id()
-    with Lease(storage, run_id), ExitStack() as stack:
+    with sigterm_stops(), Lease(storage, run_id) as held, ExitStack() as stack:
         closing.close_interrupted(storage)
+        mended = mend.mend(storage)
+        # A run that was killed leaves one object a commit; planning would read them all.
+        ledger.compact(storage)
         read = _catalogue(found, storage, run_id, address, stack)
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
         segmentation = str(parse_segmentation(segmentation or _default_segmentation(read)))
         channels = channels or _default_channels(read)
         audio = audio_fingerprint(segmentation, channels)
         facts = RunFacts(run_id=run_id, audio=audio, models=fingerprints)
-        _log_bad_rows(storage, read.bad, facts)
+        failing.log_manifest(storage, run_id, found.location, quarantine_rows(_bad(read.bad), facts))
         todo = plan.make_plan(
             storage,
             run_id,
@@ -153,40 +175,46 @@ def label(
             models=fingerprints,
             by_length=segmentation in ("whole", "given"),
             decoders=decoders or 1,
+            relabel=relabel,
         )
+        asked = {
+            **audio_facts(segmentation, channels),
+            "embeddings": embeddings,
+            "speech": speech,
+            "dtype": dtype,
+            "relabel": relabel,
+            "manifest_fingerprint": found.fingerprint,
+            "serpipe": metadata.version("serpipe"),
+        }
         counts = {
-            "store": storage.root,
+            "store": storage.shown,
             "recordings": todo.left,
             "done_before": todo.done,
+            "mended": mended.units if mended else 0,
+            "kept": tuple(invalidation.sentences(storage, todo.superseded, references, audio=audio, asked=asked)),
             "bad_rows": read.bad.num_rows,
             "left_out": sum(found.left_out.values()),
         }
-        if todo.tasks:
-            facts = replace(facts, passports={model.name: _passport(storage, model) for model in references})
         record = runs.Run(
             run_id=run_id,
             started=runs.now(),
             manifest=found.location,
             audio=audio,
             models=fingerprints,
-            asked={
-                "segmentation": segmentation,
-                "channels": channels,
-                "embeddings": embeddings,
-                "speech": speech,
-                "dtype": dtype,
-                "passports": facts.passports,
-                "manifest_fingerprint": found.fingerprint,
-                "serpipe": metadata.version("serpipe"),
-            },
+            asked=asked,
         )
         if not todo.tasks:
             if read.run == run_id:
                 # The next run finds the catalogue by this record, and need not read the manifest again.
                 runs.finish(storage, record, result=counts)
             return Result(run_id=None, **counts, elapsed_s=time.monotonic() - began)
-        runs.save(storage, record)
-        from serpipe.engine import pipeline, spread
+        # A model that has labelled everything is neither loaded nor asked again.
+        idle = set(fingerprints) - todo.models
+        references = [model for model in references if model.name in todo.models]
+        fingerprints = {model.name: model.fp for model in references}
+        passports = {model.name: _passport(storage, model) for model in references}
+        facts = replace(facts, models=fingerprints, passports=passports)
+        from serpipe.engine import careful, pipeline, spread
         from serpipe.engine.sink import StoreSink
         from serpipe.engine.source import PlanSource
 
@@ -196,14 +224,15 @@ def label(
             cluster,
             tasks=len(todo.tasks),
             decoders=decoders,
-            own=pools,
+            own=[pool for pool in pools if pool.partition(":")[0] not in idle],
             segmentation=segmentation,
             channels=channels,
             speech=speech,
             embeddings=embeddings,
             limits=limits or Limits(),
         )
-        with _progress(todo.work_s) as board:
+        record = replace(record, models=fingerprints, asked=asked | {"passports": passports})
+        with _recorded(storage, record), _progress(storage, run_id, todo.work_s) as board:
             sink = StoreSink(
                 storage.root,
                 facts,
@@ -211,9 +240,41 @@ def label(
                 board=board,
             )
             pipeline.execute(PlanSource(storage.root, run_id, todo.tasks, todo.queries), stages, sink, board)
-        result = _settle(storage, facts, counts, began)
+            careful.finish(storage, facts, stages, sink, board, todo.queries, relabel=relabel)
+            held.check()
+            ended = settle.settle(storage, facts)
+        result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
         runs.finish(storage, record, result=asdict(result))
+        held.check()
+        ledger.compact(storage)
         return result
+
+
+@contextmanager
+def _recorded(storage: Storage, record: runs.Run) -> Iterator[None]:
+    """Keep a run's record while it lasts; a run that is stopped says so in it, and what it has committed."""
+    runs.save(storage, record)
+    try:
+        yield
+    except BaseException as error:
+        why = error.code if isinstance(error, SerpipeError) else type(error).__name__
+        # A store that is the reason cannot be told; the next run finds the record as it is.
+        with suppress(OSError, SerpipeError):
+            runs.finish(storage, record, state="stopped", result={"stopped": why})
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise RunStopped(_so_far(storage, record.run_id)) from None
+        raise
+
+
+def _so_far(storage: Storage, run_id: str) -> str:
+    try:
+        predictions, recordings = settle.committed(storage, run_id)
+    except (OSError, SerpipeError):
+        return "the run was stopped; the same command goes on from what is committed"
+    return (
+        f"the run was stopped; {predictions:,} predictions of {recordings:,} recordings are committed, and the same "
+        "command goes on from there"
+    )
 
 
 def _resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
@@ -253,7 +314,9 @@ def _catalogue(
 def _cluster(address: str | None, stack: ExitStack) -> Cluster:
     from serpipe.engine.cluster import joined
 
-    return stack.enter_context(joined(address))
+    cluster = stack.enter_context(joined(address))
+    stack.enter_context(sigterm_stops())
+    return cluster
 
 
 def _default_segmentation(read: catalogue.Catalogue) -> str:
@@ -273,72 +336,12 @@ def _default_channels(read: catalogue.Catalogue) -> Channels:
 
 
 @contextmanager
-def _progress(total_s: float) -> Iterator[Any]:
+def _progress(storage: Storage, run_id: str, total_s: float) -> Iterator[Any]:
     from serpipe.engine.progress import Board, Progress
 
     board = Board()
-    with Progress(board, total_s):
+    with Progress(board, total_s, lambda now: runs.save_progress(storage, run_id, now)):
         yield board
-
-
-def _log_bad_rows(storage: Storage, bad: pa.Table, facts: RunFacts) -> None:
-    """Put the manifest's bad rows in quarantine, once: not again by every run that meets them."""
-    if not bad.num_rows:
-        return
-    key = ["recording_id", "code", "message"]
-    log = parquet.read(storage, storage.list("quarantine/"), schemas.QUARANTINE, key)
-    logged = set(zip(*(log[name].to_pylist() for name in key), strict=True))
-    rows = quarantine_rows(_bad(bad), facts)
-    new = [row not in logged for row in zip(*(rows[name].to_pylist() for name in key), strict=True)]
-    rows = rows.filter(pa.array(new))
-    if rows.num_rows:
-        name = layout.quarantine(layout.of_driver(facts.run_id, "manifest"))
-        parquet.write(storage, name, rows, schemas.QUARANTINE, {})
-
-
-def _settle(storage: Storage, facts: RunFacts, counts: dict[str, Any], began: float) -> Result:
-    """Compare plan and ledger, and put what is missing without a reason in quarantine."""
-    left = plan.missing(storage, facts.run_id, audio=facts.audio, models=facts.models)
-    log = parquet.read(storage, storage.list(f"quarantine/{facts.run_id}-"), schemas.QUARANTINE)
-    explained = pc.is_in(
-        left["recording_id"].cast(pa.binary()),
-        value_set=log["recording_id"].combine_chunks().cast(pa.binary()),
-    )
-    lost = left.filter(pc.invert(explained))
-    if lost.num_rows:
-        extra = quarantine_rows(_lost(lost), facts)
-        name = layout.quarantine(layout.of_driver(facts.run_id, "lost"))
-        parquet.write(storage, name, extra, schemas.QUARANTINE, {})
-        log = pa.concat_tables([log, extra])
-    mine = ledger.load(storage, run=facts.run_id)
-    per_unit = mine.group_by(["recording_id", "unit"]).aggregate([("segments", "max")])
-    failed = log.filter(pc.not_equal(log["stage"], "manifest"))["recording_id"].unique()
-    return Result(
-        run_id=facts.run_id,
-        **counts,
-        failed=len(failed),
-        unsettled=left.num_rows,
-        segments=pc.sum(per_unit["segments_max"]).as_py() or 0,
-        predictions=pc.sum(mine["rows"]).as_py() or 0,
-        audio_s=_audio_s(storage, facts),
-        elapsed_s=time.monotonic() - began,
-    )
-
-
-def _lost(left: pa.Table) -> pa.Table:
-    count = left.num_rows
-    message = "its worker died, or its block was lost, more often than it is tried; the next run tries it again"
-    return pa.table(
-        {
-            "recording_id": left["recording_id"],
-            "uri": left["uri"],
-            "stage": pa.array(["run"] * count, pa.string()),
-            "code": pa.array(["WORK_LOST"] * count, pa.string()),
-            "message": pa.array([message] * count, pa.string()),
-            "transient": pa.array([True] * count, pa.bool_()),
-            "attempt": pc.add(left["attempts"], pa.scalar(1, pa.int32())),
-        }
-    )
 
 
 def _bad(rows: pa.Table) -> pa.Table:
@@ -359,8 +362,3 @@ def _bad(rows: pa.Table) -> pa.Table:
             "attempt": pa.array([1] * rows.num_rows, pa.int32()),
         }
     )
-
-
-def _audio_s(storage: Storage, facts: RunFacts) -> float:
-    names = storage.list(f"recordings/{facts.run_id}-")
-    return float(pc.sum(parquet.read(storage, names, schemas.RECORDINGS, ["duration_s"])["duration_s"]).as_py() or 0.0)

@@ -16,7 +16,9 @@ from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.audio.stage import Decode
-from serpipe.engine.preflight import ACTOR_CPUS, LIGHT_CPUS
+from serpipe.engine.cluster import placed
+from serpipe.engine.metrics import Weighed
+from serpipe.engine.preflight import LIGHT_CPUS
 from serpipe.engine.progress import Board
 from serpipe.engine.sink import StoreSink
 from serpipe.engine.source import PlanSource
@@ -63,6 +65,7 @@ class Stages:
         embeddings: `utterance`, `frame` or `none`.
         pack_seconds: audio of a pack.
         limits: what one file may cost.
+        actor_cpus: CPUs that an actor reserves for each core it uses.
     """
 
     decoders: int
@@ -73,11 +76,36 @@ class Stages:
     embeddings: str
     pack_seconds: float
     limits: Limits
+    actor_cpus: float
 
     @property
     def models(self) -> dict[str, str]:
         """Every model's name and fingerprint."""
         return {model.name: model.fp for pool in self.pools for model in pool.models}
+
+    @property
+    def decode(self) -> dict[str, Any]:
+        """Keyword arguments of `Decode`."""
+        return {
+            "segmentation": self.segmentation,
+            "channels": self.channels,
+            "speech": self.speech,
+            "pack_seconds": self.pack_seconds,
+            "models": self.models,
+            "limits": self.limits,
+        }
+
+
+class _Decode(Decode):
+    """The decode stage that lets a run drain whose store cannot be written any more."""
+
+    def __init__(self, *, board: Board, **options: Any) -> None:
+        super().__init__(**options)
+        self._board = board
+
+    def __call__(self, recordings: pa.Table) -> Iterator[pa.Table]:
+        if self._board.stopped() is None:
+            yield from super().__call__(recordings)
 
 
 class _Predict(Predict):
@@ -86,12 +114,20 @@ class _Predict(Predict):
     def __init__(self, models: list[ModelRef], *, board: Board, **options: Any) -> None:
         super().__init__(models, **options)
         self._board = board
+        self._weighed = [Weighed(adapter) for adapter in self._adapters.values()]
+        self._adapters = dict(zip(self._adapters, self._weighed, strict=True))
 
     def __call__(self, pack: pa.Table) -> pa.Table:
         segments = rows_of(pack, "segments")
         labelled = super().__call__(pack)
+        counts = {"given_s": 0.0, "padded_s": 0.0}
+        for adapter in self._weighed:
+            counts["given_s"] += adapter.given / SAMPLE_RATE
+            counts["padded_s"] += adapter.padded / SAMPLE_RATE
+            adapter.given = adapter.padded = 0
         if not self.keeps_audio:
-            self._board.add(audio_s=len(samples_of(pack)) / SAMPLE_RATE, segments=segments.num_rows)
+            counts |= {"audio_s": len(samples_of(pack)) / SAMPLE_RATE, "segments": segments.num_rows}
+        self._board.add(**counts)
         return labelled
 
 
@@ -99,7 +135,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
     """Run the pipeline to its end. That Ray returns says nothing: the caller compares the plan with the ledger.
 
     Raises:
-        SerpipeError: `RUN_BROKEN`, Ray gave up, with its reason.
+        SerpipeError: `RUN_BROKEN`, Ray gave up, with its reason; what made the store refuse commits for good.
     """
     with _context(), warnings.catch_warnings():
         # The bounded retries have no other name in Ray 2.60; see `_bounded`.
@@ -111,18 +147,12 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
         dataset = dataset.map_batches(
-            Decode,
-            fn_constructor_kwargs={
-                "segmentation": stages.segmentation,
-                "channels": stages.channels,
-                "speech": stages.speech,
-                "pack_seconds": stages.pack_seconds,
-                "models": stages.models,
-                "limits": stages.limits,
-            },
+            _Decode,
+            fn_constructor_kwargs={"board": board, **stages.decode},
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=ACTOR_CPUS,
+            num_cpus=stages.actor_cpus,
+            label_selector=placed("decode"),
             compute=ray.data.ActorPoolStrategy(size=stages.decoders),
             **_bounded(),
         )
@@ -138,8 +168,9 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
                 },
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=ACTOR_CPUS * pool.cores,
+                num_cpus=stages.actor_cpus * pool.cores,
                 num_gpus=pool.gpus,
+                label_selector=placed("label"),
                 compute=ray.data.ActorPoolStrategy(size=pool.actors),
                 **_bounded(),
             )
@@ -150,6 +181,9 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             raise SerpipeError(
                 "RUN_BROKEN", f"Ray gave the run up ({cause}); what is committed counts, run the same command again"
             ) from error
+    stopped = board.stopped()
+    if stopped is not None:
+        raise stopped
 
 
 def _bounded() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import floor
 
 from serpipe.errors import UsageError
 
@@ -22,16 +22,18 @@ class Need:
         decoders: decode actors, one core each.
         pools: for each model pool its actors and the cores and GPUs of one.
         pack_bytes: audio of the largest usual pack.
+        actor_cpus: CPUs that an actor reserves for each core it uses.
     """
 
     decoders: int
     pools: tuple[tuple[int, float, float], ...]
     pack_bytes: int
+    actor_cpus: float
 
     @property
     def cpus(self) -> float:
         """CPUs held by actors."""
-        return ACTOR_CPUS * (self.decoders + sum(actors * cores for actors, cores, _ in self.pools))
+        return self.actor_cpus * (self.decoders + sum(actors * cores for actors, cores, _ in self.pools))
 
     @property
     def gpus(self) -> float:
@@ -42,8 +44,28 @@ class Need:
 ACTOR_CPUS = 0.9
 """CPUs that an actor reserves for each core it uses; the tenth is where reads and writes find room."""
 
+LEAST_CPUS = 1
+"""CPUs of the smallest cluster: there one actor of each kind shares them, and takes its time."""
+
 LIGHT_CPUS = 0.05
 """CPUs that a read or write task reserves: it waits for storage."""
+
+
+def actor_cpus(cores: int, *, cpus: float) -> float:
+    """What one actor of each kind reserves for each core, where there may be fewer cores than actors.
+
+    Args:
+        cores: that the actors use together.
+        cpus: CPUs of the cluster.
+
+    Examples:
+        >>> actor_cpus(2, cpus=4.0), actor_cpus(2, cpus=1.0)
+        (0.9, 0.45)
+    """
+    if cpus < LEAST_CPUS:
+        return ACTOR_CPUS
+    # Ray counts in ten-thousandths.
+    return min(ACTOR_CPUS, floor((cpus - 2 * LIGHT_CPUS) / cores * 10_000) / 10_000)
 
 
 def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) -> None:
@@ -59,7 +81,7 @@ def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) ->
         UsageError: `CLUSTER_TOO_FEW_GPUS`, `CLUSTER_TOO_FEW_CPUS`, `CLUSTER_STORE_TOO_SMALL`.
 
     Examples:
-        >>> need = Need(decoders=2, pools=((1, 0.0, 1.0), (1, 0.0, 1.0)), pack_bytes=20 << 20)
+        >>> need = Need(decoders=2, pools=((1, 0.0, 1.0), (1, 0.0, 1.0)), pack_bytes=20 << 20, actor_cpus=ACTOR_CPUS)
         >>> check(need, cpus=4, gpus=1, object_store_bytes=1 << 30)
         Traceback (most recent call last):
         serpipe.errors.UsageError: CLUSTER_TOO_FEW_GPUS: the model pools hold 2 GPUs and the cluster has 1; use \
@@ -71,11 +93,10 @@ one pool, or add GPUs
             f"the model pools hold {need.gpus:g} GPUs and the cluster has {gpus:g}; use one pool, or add GPUs",
         )
     if need.cpus + 2 * LIGHT_CPUS > cpus:
-        least = ceil(ACTOR_CPUS * (1 + sum(cores for _, cores, _ in need.pools)) + 2 * LIGHT_CPUS)
         remedy = (
             "use fewer with --decoders or --pool, or add CPUs"
-            if least <= cpus
-            else f"the least is {least}: add CPUs, or let Ray count more than there are (--num-cpus of `ray start`)"
+            if cpus >= LEAST_CPUS
+            else f"the least is {LEAST_CPUS}: add CPUs, or let Ray count more than it found (--num-cpus of `ray start`)"
         )
         raise UsageError(
             "CLUSTER_TOO_FEW_CPUS",

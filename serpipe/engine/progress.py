@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import ray
 from tqdm import tqdm
+
+from serpipe.engine.metrics import Metrics
+from serpipe.errors import SerpipeError
+from serpipe.store import runs
 
 LINE_EVERY_S = 30.0
 """Seconds between two lines of a log."""
@@ -19,20 +24,30 @@ _LOOK_EVERY_S = 1.0
 class _Counters:
     def __init__(self) -> None:
         self._totals: dict[str, float] = {}
+        self._stopped: SerpipeError | None = None
+        self._metrics = Metrics()
 
     def add(self, counts: dict[str, float]) -> None:
         for name, count in counts.items():
             self._totals[name] = self._totals.get(name, 0.0) + count
+        self._metrics.add(counts)
+        self._metrics.pad(self._totals)
 
     def totals(self) -> dict[str, float]:
         return self._totals
 
+    def stop(self, why: SerpipeError) -> None:
+        self._stopped = self._stopped or why
+
+    def stopped(self) -> SerpipeError | None:
+        return self._stopped
+
 
 class Board:
-    """Where commits tell what they wrote; for show only, the ledger is what counts."""
+    """Where stages tell what they did; for show, and to stop a run early: the ledger is what counts."""
 
     def __init__(self) -> None:
-        self._counters: Any = ray.remote(num_cpus=0)(_Counters).remote()
+        self._counters: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Counters).remote()
 
     def add(self, **counts: float) -> None:
         """Add to the counts, without waiting."""
@@ -43,6 +58,18 @@ class Board:
         found: dict[str, float] = ray.get(self._counters.totals.remote())
         return found
 
+    def stop(self, why: SerpipeError) -> None:
+        """Have no more recordings decoded: the run cannot keep what it makes."""
+        ray.get(self._counters.stop.remote(why))
+
+    def stopped(self) -> SerpipeError | None:
+        """Why the run is to stop; None while it is not, or where the board itself was lost."""
+        try:
+            why: SerpipeError | None = ray.get(self._counters.stopped.remote())
+        except ray.exceptions.RayError:
+            return None
+        return why
+
 
 class Progress:
     """Shows a board while a run lasts.
@@ -50,10 +77,11 @@ class Progress:
     Args:
         board: what to show.
         total_s: seconds of audio that the plan expects.
+        note: told how far the run is, at its start and as often as a log gets a line.
     """
 
-    def __init__(self, board: Board, total_s: float) -> None:
-        self._board, self._total_s = board, total_s
+    def __init__(self, board: Board, total_s: float, note: Callable[[runs.Progress], None]) -> None:
+        self._board, self._total_s, self._note = board, total_s, note
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._started = time.monotonic()
@@ -74,39 +102,60 @@ class Progress:
                 unit="h",
                 bar_format="{l_bar}{bar}| {n:.2f}/{total:.2f} h {postfix}",
             )
+        self._tell(self.now({}))
         last = time.monotonic()
         while not self._ended.wait(_LOOK_EVERY_S):
             try:
-                totals = self._board.totals()
+                now = self.now(self._board.totals())
             except ray.exceptions.RayError:
                 continue
+            due = time.monotonic() - last >= LINE_EVERY_S
             if bar is not None:
-                bar.n = min(totals.get("audio_s", 0.0) / 3600, bar.total)
-                bar.set_postfix_str(self._words(totals))
-            elif time.monotonic() - last >= LINE_EVERY_S:
+                bar.n = min(now.audio_s / 3600, bar.total)
+                bar.set_postfix_str(_words(now))
+            elif due:
+                print(line(now), file=sys.stderr, flush=True)
+            if due:
                 last = time.monotonic()
-                print(self.line(totals), file=sys.stderr, flush=True)
+                self._tell(now)
         if bar is not None:
             bar.close()
 
-    def line(self, totals: dict[str, float]) -> str:
-        """One logfmt line."""
-        audio_s, elapsed = totals.get("audio_s", 0.0), time.monotonic() - self._started
-        return (
-            f"audio_h={audio_s / 3600:.2f} of_h={self._total_s / 3600:.2f} x_realtime={audio_s / elapsed:.0f} "
-            f"left_s={self._left(audio_s, elapsed)} segments={totals.get('segments', 0):.0f} "
-            f"quarantined={totals.get('quarantined', 0):.0f}"
+    def now(self, totals: dict[str, float]) -> runs.Progress:
+        """How far the run is."""
+        return runs.Progress(
+            at=runs.now(),
+            elapsed_s=time.monotonic() - self._started,
+            audio_s=totals.get("audio_s", 0.0),
+            total_s=self._total_s,
+            segments=round(totals.get("segments", 0)),
+            quarantined=round(totals.get("quarantined", 0)),
         )
 
-    def _words(self, totals: dict[str, float]) -> str:
-        audio_s, elapsed = totals.get("audio_s", 0.0), time.monotonic() - self._started
-        return (
-            f"{audio_s / elapsed:.0f} x real time, {self._left(audio_s, elapsed)} s left, "
-            f"{totals.get('quarantined', 0):.0f} quarantined"
-        )
+    def _tell(self, now: runs.Progress) -> None:
+        try:
+            self._note(now)
+        except Exception:
+            # For show only: a store that is out of reach for a moment must not end the display, let alone the run.
+            return
 
-    def _left(self, audio_s: float, elapsed: float) -> str:
-        if not audio_s or audio_s > self._total_s:
-            # Without claimed durations the total is a guess from file sizes, and this one was too low.
-            return "?"
-        return f"{max(self._total_s - audio_s, 0.0) * elapsed / audio_s:.0f}"
+
+def line(now: runs.Progress) -> str:
+    """One logfmt line.
+
+    Examples:
+        >>> line(runs.Progress(at="", elapsed_s=10.0, audio_s=3600.0, total_s=7200.0, segments=9, quarantined=1))
+        'audio_h=1.00 of_h=2.00 x_realtime=360 left_s=10 segments=9 quarantined=1'
+    """
+    return (
+        f"audio_h={now.audio_s / 3600:.2f} of_h={now.total_s / 3600:.2f} x_realtime={now.x_realtime:.0f} "
+        f"left_s={_left(now)} segments={now.segments} quarantined={now.quarantined}"
+    )
+
+
+def _words(now: runs.Progress) -> str:
+    return f"{now.x_realtime:.0f} x real time, {_left(now)} s left, {now.quarantined} quarantined"
+
+
+def _left(now: runs.Progress) -> str:
+    return "?" if now.left_s is None else f"{now.left_s:.0f}"

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from serpipe.store import layout
+from serpipe.store import plans
 from serpipe.store.storage import Storage
 
 _ROW_BYTES = 400
@@ -53,9 +52,7 @@ class PlanSource(Datasource):
 
 def _reader(root: str, run: str, group: int, queries: pa.Array | None) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterable[pa.Table]:
-        storage = Storage(root)
-        with storage.fs.open(storage.path(layout.plan(run)), "rb") as file:
-            table = pq.ParquetFile(file).read_row_group(group)
+        table = plans.read_task(Storage(root), run, group)
         if queries is not None:
             table = table.append_column("query", queries)
         yield table

@@ -78,11 +78,15 @@ def stages(
             actors = min(max(1, spare // undecided), tasks)
         pools.append(Pool(models=hosted, actors=actors, cores=0 if gpu else 1, gpus=1.0 if gpu else 0.0))
     pack_seconds = float(UNIT_S) if gpu or small else 60.0
+    actor_cpus = preflight.ACTOR_CPUS
+    if decoders == 1 and all(pool.actors == 1 for pool in pools):
+        actor_cpus = preflight.actor_cpus(1 + sum(pool.cores for pool in pools), cpus=cluster.cpus)
     need = preflight.Need(
         decoders=decoders,
         pools=tuple((pool.actors, pool.cores, pool.gpus) for pool in pools),
         # A pack is closed at its budget, and a unit is never split.
         pack_bytes=round(max(pack_seconds, UNIT_S)) * SAMPLE_RATE * 4,
+        actor_cpus=actor_cpus,
     )
     preflight.check(need, cpus=cluster.cpus, gpus=cluster.gpus, object_store_bytes=cluster.object_store_bytes)
     return Stages(
@@ -94,6 +98,7 @@ def stages(
         embeddings=embeddings,
         pack_seconds=pack_seconds,
         limits=limits,
+        actor_cpus=actor_cpus,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from serpipe.errors import ModelError
 from serpipe.models import batching
-from serpipe.models.contract import SAMPLE_RATE, Adapter, Outputs
+from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.models.results import results
 from serpipe.pack import rows_of, samples_of
 
 BUDGET_S = {"cpu": 60.0, "cuda": 600.0}
 """Seconds of padded audio in one micro-batch, by device."""
+
+Refusal = tuple[str, str]
+"""Code and message of a segment that a model could not label."""
 
 MODEL_FAILURE = pa.struct(
     [
@@ -110,8 +113,9 @@ class Predict:
                 chosen.append(i)
         waveforms = [audio[offsets[i] : offsets[i] + lengths[i]] for i in chosen]
         frames = self._embeddings == "frame" and spec.frame_rate is not None
-        outputs, refused = _run(adapter, waveforms, budget_s=BUDGET_S[self._device], frames=frames)
-        failures += [{"segment": chosen[i], "code": "MODEL_FAILED", "message": what} for i, what in refused.items()]
+        names = segments["segment_id"].take(pa.array(chosen, pa.int32())).to_pylist()
+        outputs, refused = self._forward(adapter, names, waveforms, frames=frames)
+        failures += [{"segment": chosen[i], "code": code, "message": what} for i, (code, what) in refused.items()]
         sound = _finite(outputs.scores) & _finite(outputs.embeddings)
         answered = [place for i, place in enumerate(chosen) if i not in refused]
         for i, fine in zip(answered, sound, strict=True):
@@ -122,24 +126,50 @@ class Predict:
         rows = results(spec, kept, _those(outputs, sound), embeddings=self._embeddings != "none")
         return rows, pa.array(failures, MODEL_FAILURE)
 
+    def _forward(
+        self,
+        adapter: Adapter,
+        names: Sequence[bytes],  # noqa: ARG002 - for those who tell what they are at
+        waveforms: Sequence[NDArray[np.float32]],
+        *,
+        frames: bool,
+    ) -> tuple[Outputs, dict[int, Refusal]]:
+        """Label segments; one on which the network fails is told by its place, and costs its neighbours nothing."""
+        budget_s = BUDGET_S[self._device]
+        try:
+            return batching.run(adapter, waveforms, budget_s=budget_s, frames=frames), {}
+        except Exception:
+            # Alone, each segment shows whether it is the one. Where none works the fault is not the segments'.
+            alone: list[Outputs] = []
+            labelled: list[int] = []
+            refused: dict[int, Refusal] = {}
+            for place, waveform in enumerate(waveforms):
+                try:
+                    alone.append(batching.run(adapter, [waveform], budget_s=budget_s, frames=frames))
+                    labelled.append(place)
+                except Exception as error:
+                    refused[place] = failed(f"{type(error).__name__}: {error}")
+            if not labelled:
+                raise
+            # One that worked must still do: an error can break a device for all that comes after it.
+            batching.run(adapter, [waveforms[labelled[0]]], budget_s=budget_s, frames=frames)
+            return batching.join(alone), refused
 
-def _run(
-    adapter: Adapter, waveforms: Sequence[NDArray[np.float32]], *, budget_s: float, frames: bool
-) -> tuple[Outputs, dict[int, str]]:
-    """Label segments; one on which the network fails is told by its place, and costs its neighbours nothing."""
-    try:
-        return batching.run(adapter, waveforms, budget_s=budget_s, frames=frames), {}
-    except Exception:
-        # Alone, each segment shows whether it is the one. Where none works the fault is not the segments'.
-        alone, refused = [], {}
-        for place, waveform in enumerate(waveforms):
-            try:
-                alone.append(batching.run(adapter, [waveform], budget_s=budget_s, frames=frames))
-            except Exception as error:
-                refused[place] = f"the network fails on it ({type(error).__name__}: {error})"
-        if not alone:
-            raise
-        return batching.join(alone), refused
+
+def failed(how: str) -> Refusal:
+    """What is said of a segment on which the network raises."""
+    return "MODEL_FAILED", f"the network fails on it ({how})"
+
+
+def unlabelled(pack: pa.Table, models: Iterable[ModelSpec]) -> pa.Table:
+    """A pack without segments, as if each model had seen it; no network is loaded."""
+    for spec in models:
+        scores = np.zeros((0, len(spec.labels)), np.float32)
+        nothing = Outputs(scores, scores, np.zeros((0, spec.embedding_width), np.float32), None)
+        rows = results(spec, [], nothing, embeddings=True)
+        pack = pack.append_column(f"results:{spec.name}", _one_row(rows))
+        pack = pack.append_column(f"failures:{spec.name}", _one_row(pa.array([], MODEL_FAILURE)))
+    return pack.drop_columns(["audio"])
 
 
 def _those(outputs: Outputs, kept: NDArray[np.bool_]) -> Outputs:

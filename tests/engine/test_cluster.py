@@ -1,4 +1,4 @@
-"""The same job on other clusters: two model pools on pretended GPUs, three nodes; the tables are equal."""
+"""The same job on other clusters: two model pools on pretended GPUs, three nodes, one CPU; the tables are equal."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ if shape == "nodes":
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     assert len(ray.nodes()) == 3
+elif shape == "single":
+    ray.init("local", num_cpus=1, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
 else:
     ray.init("local", num_cpus=2, num_gpus=2, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
 pools = ["embedded:1", "loudness:1"] if shape == "pools" else []
@@ -81,7 +83,7 @@ def _run(archive: Path, environment: dict[str, str], folder: Path, shape: str) -
     return store
 
 
-@pytest.mark.parametrize("shape", ["pools", "nodes"])
+@pytest.mark.parametrize("shape", ["pools", "nodes", pytest.param("single", marks=pytest.mark.slow)])
 def test_tables_do_not_depend_on_the_cluster(
     archive: Path, environment: dict[str, str], one_pool: str, tmp_path: Path, shape: str
 ) -> None:

@@ -74,7 +74,7 @@ def test_predictions_are_the_models_own(labelled: tuple[str, serpipe.Store]) -> 
 
 def test_the_second_run_does_nothing_and_never_imports_ray(archive: Path, labelled: tuple[str, serpipe.Store]) -> None:
     store, _ = labelled
-    before = sorted(path for path in Path(store).rglob("*"))
+    before = _tables(store)
     program = (
         "import sys, serpipe\n"
         f"result = serpipe.label({str(archive)!r}, {store!r}, segmentation='window:6/3')\n"
@@ -82,7 +82,12 @@ def test_the_second_run_does_nothing_and_never_imports_ray(archive: Path, labell
         "assert 'ray' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-    assert sorted(path for path in Path(store).rglob("*")) == before
+    assert _tables(store) == before
+
+
+def _tables(store: str) -> list[Path]:
+    """Every file but the claims of those that held the store, which are numbered."""
+    return sorted(path for path in Path(store).rglob("*") if path.parent.name != "lease")
 
 
 def test_a_new_recording_alone_is_work(archive: Path, tmp_path: Path) -> None:
@@ -110,7 +115,8 @@ def test_changed_content_is_another_recording(tmp_path: Path) -> None:
     write_speech(tmp_path / "archive/a.wav", seconds=5.0, seed=2)
     again = serpipe.label(str(tmp_path / "archive"), store, segmentation="whole")
     assert (again.recordings, again.done_before) == (1, 0)
-    assert sorted(serpipe.open(store).recordings()["duration_s"].to_pylist()) == [4.0, 5.0]
+    shown = serpipe.open(store).recordings()["duration_s"].to_pylist()
+    assert shown == [5.0], "only the newest version is shown"
 
 
 def test_vad_and_split_channels(archive: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serpipe.engine.preflight import Need, check
+from serpipe.engine.preflight import ACTOR_CPUS, Need, check
 from serpipe.errors import UsageError
 
 GIB = 1 << 30
@@ -14,7 +14,7 @@ PLENTY = {"cpus": 1000.0, "gpus": 100.0, "object_store_bytes": 1000.0 * GIB}
 
 
 def need(decoders: int = 2, pools: tuple[tuple[int, float, float], ...] = ((1, 1.0, 0.0),), pack_mib: int = 1) -> Need:
-    return Need(decoders=decoders, pools=pools, pack_bytes=pack_mib << 20)
+    return Need(decoders=decoders, pools=pools, pack_bytes=pack_mib << 20, actor_cpus=ACTOR_CPUS)
 
 
 def test_too_few_gpus() -> None:
@@ -40,8 +40,8 @@ def test_too_few_cpus() -> None:
 
 
 def test_too_few_cpus_whatever_is_asked() -> None:
-    with pytest.raises(UsageError, match=r"and the cluster has 1; the least is 2: add CPUs, or let Ray count more"):
-        check(need(decoders=1), **PLENTY | {"cpus": 1.0})
+    with pytest.raises(UsageError, match=r"and the cluster has 0.5; the least is 1: add CPUs, or let Ray count more"):
+        check(need(decoders=1), **PLENTY | {"cpus": 0.5})
 
 
 def test_many_cpus_are_written_out() -> None:

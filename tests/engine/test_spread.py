@@ -45,7 +45,7 @@ def spread_over(
 
 def held(stages: Stages) -> tuple[float, float]:
     cores = stages.decoders + sum(pool.actors * pool.cores for pool in stages.pools)
-    return 0.9 * cores + 0.1, sum(pool.actors * pool.gpus for pool in stages.pools)
+    return stages.actor_cpus * cores + 0.1, sum(pool.actors * pool.gpus for pool in stages.pools)
 
 
 @settings(max_examples=300, deadline=None)
@@ -70,8 +70,10 @@ def test_every_cluster_carries_it_or_a_sentence_says_why_not(
     cluster = Cluster(cpus, gpus, 1 << 40)
     # The least that was asked for: without it there is no run, with it there must be one.
     least = sum(actors or 1 for _, actors in pools) + (len(pools) < count)
-    cores = 0.9 * ((decoders or 1) + (0 if gpus else least)) + 0.1
-    if cores > cpus or (gpus and least > gpus):
+    cores = (decoders or 1) + (0 if gpus else least)
+    # One actor of each kind shares what there is; whoever asks for more must have more.
+    shared = cores == 1 + (0 if gpus else groups)
+    if (0.9 * cores + 0.1 > cpus and not shared) or (gpus and least > gpus):
         with pytest.raises(UsageError, match="CLUSTER_TOO_FEW_"):
             spread_over(wanted, cluster, tasks=tasks, decoders=decoders, own=asked)
         return
@@ -100,9 +102,9 @@ def test_without_a_gpu_a_large_model_gets_most_cores(cpus: int, decoders: int, a
     assert (stages.decoders, stages.pools[0].actors) == (decoders, actors)
 
 
-def test_one_cpu_is_refused_with_what_it_takes() -> None:
-    with pytest.raises(UsageError, match=r"CLUSTER_TOO_FEW_CPUS: .* the least is 2: add CPUs"):
-        spread_over(models(1), Cluster(1, 0, 1 << 40))
+def test_one_cpu_is_shared() -> None:
+    stages = spread_over(models(1), Cluster(1, 0, 1 << 40))
+    assert (stages.decoders, stages.pools[0].actors, stages.actor_cpus) == (1, 1, 0.45)
 
 
 def test_beside_gpus_every_core_decodes_and_every_gpu_labels() -> None:

@@ -1,0 +1,289 @@
+"""What a run lost on its way, done again with care before the run ends.
+
+Ray tries a block a few times and lets it go. Mostly nothing was wrong with it: its node went, or something beside it in
+a pack killed the worker. So what is missing is labelled once more, each recording in a child process of its own
+(`serpipe.engine.alone`), segment by segment; what kills that child twice is poison and goes to quarantine by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from serpipe import plan
+from serpipe.audio.stage import Decode
+from serpipe.engine import pipeline
+from serpipe.engine.alone import Alone, Undecodable, Unusable, Work, with_settled
+from serpipe.engine.progress import Board
+from serpipe.engine.sink import StoreSink
+from serpipe.engine.source import PlanSource
+from serpipe.errors import AudioError
+from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
+from serpipe.models.stage import unlabelled
+from serpipe.pack import rows_of
+from serpipe.store import closing, ledger, parquet, plans, runs, schemas
+from serpipe.store.rows import RunFacts
+from serpipe.store.storage import Storage
+
+MOST_ALONE = 64
+"""Lost recordings up to which each is done alone at once. Of more, most were merely lost: the usual pass is faster."""
+
+MOST_LOST = 10
+"""How often one recording may lose its worker, or its node, before it is left to the next run."""
+
+START_S = 600.0
+"""Seconds that the cluster has to find room for a worker."""
+
+
+def finish(
+    storage: Storage,
+    facts: RunFacts,
+    stages: pipeline.Stages,
+    sink: StoreSink,
+    board: Board,
+    queries: dict[int, pa.Array],
+    *,
+    relabel: bool,
+) -> None:
+    """Label what a run's plan holds and its ledger does not, but for what failed with a reason that may pass.
+
+    Args:
+        storage: the store.
+        facts: the run.
+        stages: how it was spread and decodes.
+        sink: where it commits.
+        board: where it tells what it did.
+        queries: signed queries of its plan, by task.
+        relabel: whether the run labels again what is whole under other fingerprints.
+
+    Raises:
+        SerpipeError: as `pipeline.execute`; the store cannot be written.
+    """
+    careful = _Careful(storage, facts, stages, sink, queries, relabel=relabel)
+    lost = careful.lost()
+    if len(lost) > MOST_ALONE:
+        name, again = careful.planned("again", lost, stages.models)
+        source = PlanSource(storage.root, name, again.tasks, again.queries)
+        pipeline.execute(source, stages, sink.of(facts, "again"), board)
+        lost = careful.lost()
+    for pool in stages.pools:
+        if len(lost):
+            careful.label(lost, pool)
+
+
+class _Careful:
+    def __init__(
+        self,
+        storage: Storage,
+        facts: RunFacts,
+        stages: pipeline.Stages,
+        sink: StoreSink,
+        queries: dict[int, pa.Array],
+        *,
+        relabel: bool,
+    ) -> None:
+        self._storage, self._facts, self._stages, self._sink, self._queries = storage, facts, stages, sink, queries
+        self._relabel = relabel
+
+    def lost(self) -> pa.Array:
+        """Ids of recordings that are not settled and have no reason to wait for the next run."""
+        if not self._missing().num_rows:
+            return pa.array([], pa.binary())
+        # What a dead worker left half written belongs to no commit, and its units will be in another one.
+        run = runs.Run(run_id=self._facts.run_id, audio=self._facts.audio, models=self._facts.models)
+        closing.tidy(self._storage, run)
+        log = parquet.read(
+            self._storage,
+            self._storage.list(f"quarantine/{self._facts.run_id}-"),
+            schemas.QUARANTINE,
+            ["recording_id", "transient"],
+        )
+        waiting = log.filter(log["transient"])["recording_id"].combine_chunks().cast(pa.binary())
+        missing = self._missing()["recording_id"].combine_chunks().cast(pa.binary())
+        return missing.filter(pc.invert(pc.is_in(missing, value_set=waiting)))
+
+    def planned(self, name: str, lost: pa.Array, models: dict[str, str]) -> tuple[str, plan.Plan]:
+        """Plan recordings of the run's plan again, with what is settled by now."""
+        name = f"{self._facts.run_id}/{name}"
+        return name, plan.make_plan(
+            self._storage,
+            name,
+            [lambda: self._recordings(lost)],
+            audio=self._facts.audio,
+            models=models,
+            by_length=False,
+            decoders=self._stages.decoders,
+            relabel=self._relabel,
+        )
+
+    def label(self, lost: pa.Array, pool: pipeline.Pool) -> None:
+        """Label recordings with the models of a pool, one at a time, each alone in a child process."""
+        models = {model.name: model.fp for model in pool.models}
+        stage = f"alone-{self._stages.pools.index(pool)}"
+        name, again = self.planned(stage, lost, models)
+        if not again.tasks:
+            return
+        rows = pa.concat_tables(plans.tasks(self._storage, name))
+        rows = rows.append_column("query", _queries(again.tasks, again.queries))
+        lane = _Lane(
+            Work(
+                decode=self._stages.decode | {"models": models},
+                models=pool.models,
+                embeddings=self._stages.embeddings,
+                threads=max(pool.cores, 1),
+                memory_bytes=_node_memory(),
+            ),
+            cpus=self._stages.actor_cpus,
+            gpus=pool.gpus,
+        )
+        sink = self._sink.of(replace(self._facts, models=models), stage)
+        try:
+            for row in range(rows.num_rows):
+                if not self._one(lane, rows.slice(row, 1), sink, models):
+                    return
+        finally:
+            lane.close()
+
+    def _one(self, lane: _Lane, recording: pa.Table, sink: StoreSink, models: dict[str, str]) -> bool:
+        """Label one recording; False where no recording would fare better."""
+        for _ in range(MOST_LOST):
+            packs: list[pa.Table] = []
+            end = lane.label(recording, packs.append)
+            if packs:
+                sink.commit(packs)
+            if isinstance(end, Lost):
+                recording = with_settled(recording, packs, models)
+                if any(unit["final"] for pack in packs for unit in rows_of(pack, "units").to_pylist()):
+                    return True
+                continue
+            if isinstance(end, Undecodable):
+                self._give_up(recording, end)
+            return not isinstance(end, Unusable)
+        return True
+
+    def _give_up(self, recording: pa.Table, end: Undecodable) -> None:
+        """Settle what is left of a recording as failed, for every model of the run."""
+        models = self._wanted(recording)
+        entries = ledger.of(self._storage, recording["recording_id"])
+        mine = entries.filter(pc.equal(entries["audio"], self._facts.audio)).to_pylist()
+        units = [
+            (number, final, [model])
+            for model, fp in models.items()
+            for number, final in _unsettled([row for row in mine if (row["model"], row["fp"]) == (model, fp)])
+        ]
+        error = AudioError("AUDIO_WORKER_DIED", f"decoding it alone failed twice: {end.how}")
+        pack = Decode(**self._stages.decode).give_up(recording, units, error)
+        specs = [model.spec for pool in self._stages.pools for model in pool.models]
+        self._sink.of(self._facts, "given-up").commit([unlabelled(pack, specs)])
+
+    def _wanted(self, recording: pa.Table) -> dict[str, str]:
+        """The models that the run's plan wants for a recording."""
+        kept: list[str] = []
+        for rows in plans.tasks(self._storage, self._facts.run_id, ["recording_id", "kept"]):
+            mine = pc.equal(rows["recording_id"].cast(pa.binary()), recording["recording_id"][0].as_py())
+            kept += [name for names in rows["kept"].filter(mine).to_pylist() for name in names]
+        return {name: fp for name, fp in self._stages.models.items() if name not in kept}
+
+    def _missing(self) -> pa.Table:
+        return plan.missing(self._storage, self._facts.run_id, audio=self._facts.audio, models=self._facts.models)
+
+    def _recordings(self, lost: pa.Array) -> pa.Table:
+        """Recordings of the run's plan as the catalogue had them."""
+        found = [CATALOGUE.empty_table()]
+        names = [name for name in CATALOGUE.names if name != "query"]
+        for task, rows in enumerate(plans.tasks(self._storage, self._facts.run_id, names)):
+            rows = rows.append_column("query", self._queries.get(task, pa.nulls(rows.num_rows, pa.string())))
+            wanted = pc.is_in(rows["recording_id"].cast(pa.binary()), value_set=lost)
+            found.append(rows.filter(wanted).select(CATALOGUE.names).cast(CATALOGUE))
+        return pa.concat_tables(found)
+
+
+class Lost:
+    """The worker, or its node, is gone; nothing of the recording is to blame."""
+
+
+class _Lane:
+    """An actor that labels recordings alone, replaced when it or its node is lost."""
+
+    def __init__(self, work: Work, *, cpus: float, gpus: float) -> None:
+        self._make = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker).remote
+        self._work = work
+        self._actor: Any = None
+
+    def label(self, recording: pa.Table, take: Callable[[pa.Table], None]) -> Undecodable | Unusable | Lost | None:
+        """Label one recording.
+
+        Args:
+            recording: one row of a plan.
+            take: is given each labelled pack as it comes.
+
+        Returns:
+            What ended it early, or None.
+        """
+        try:
+            if self._actor is None:
+                self._actor = self._make(self._work)
+                ray.get(self._actor.ready.remote(), timeout=START_S)
+            for reference in self._actor.label.remote(recording):
+                found: pa.Table | Undecodable | Unusable = ray.get(reference)
+                if isinstance(found, Undecodable | Unusable):
+                    return found
+                take(found)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
+            self.close()
+            return Lost()
+        except ray.exceptions.GetTimeoutError:
+            self.close()
+            return Unusable(f"the cluster found no room for it in {START_S:.0f} s")
+        except ray.exceptions.RayTaskError:
+            # A fault of ours, and not of the next recording.
+            return None
+        return None
+
+    def close(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._actor = None
+
+
+class _Worker:
+    def __init__(self, work: Work) -> None:
+        self._alone = Alone(work)
+
+    def ready(self) -> None:
+        return
+
+    def label(self, recording: pa.Table) -> Any:
+        yield from self._alone.label(recording)
+
+
+def _queries(tasks: list[int], queries: dict[int, pa.Array]) -> pa.ChunkedArray:
+    return pa.chunked_array(
+        [queries.get(task, pa.nulls(count, pa.string())) for task, count in enumerate(tasks)], pa.string()
+    )
+
+
+def _unsettled(entries: list[dict[str, Any]]) -> list[tuple[int, bool]]:
+    """Units of a recording that one model lacks, each with whether it is the last.
+
+    Examples:
+        >>> _unsettled([{"unit": 0, "final": False}, {"unit": 2, "final": False}])
+        [(1, False), (3, True)]
+        >>> _unsettled([{"unit": 1, "final": True}])
+        [(0, False)]
+    """
+    held = {entry["unit"] for entry in entries}
+    after = max(held, default=-1) + 1
+    gaps = [(number, False) for number in range(after) if number not in held]
+    return gaps if any(entry["final"] for entry in entries) else [*gaps, (after, True)]
+
+
+def _node_memory() -> int:
+    """What every node of the cluster has for workers, in bytes."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return int(min(node["Resources"].get("memory", 1 << 30) for node in nodes if node["Alive"]))

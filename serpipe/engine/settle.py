@@ -1,0 +1,111 @@
+"""The end of a run: plan against ledger. What is missing without a reason gets one, and everything is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serpipe import plan
+from serpipe.store import layout, ledger, parquet, schemas
+from serpipe.store.rows import RunFacts, quarantine_rows
+from serpipe.store.storage import Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How a run's plan ended.
+
+    Attributes:
+        failed: recordings in quarantine, whole or in part.
+        unsettled: of these, those the next run tries again unasked.
+        codes: of the failed recordings, how many each code is a reason for, most first.
+        segments: segments the run settled.
+        predictions: predictions it wrote.
+        audio_s: seconds of audio of the recordings it brought to their end.
+    """
+
+    failed: int
+    unsettled: int
+    codes: dict[str, int]
+    segments: int
+    predictions: int
+    audio_s: float
+
+
+def settle(storage: Storage, facts: RunFacts) -> Settled:
+    """Compare plan and ledger, put what is missing without a reason in quarantine, and count."""
+    left = plan.missing(storage, facts.run_id, audio=facts.audio, models=facts.models)
+    log = parquet.read(storage, storage.list(f"quarantine/{facts.run_id}-"), schemas.QUARANTINE)
+    waiting = log.filter(log["transient"])["recording_id"]
+    lost = left.filter(pc.invert(_among(left["recording_id"], waiting)))
+    if lost.num_rows:
+        extra = quarantine_rows(_lost(lost), facts)
+        name = layout.quarantine(layout.of_driver(facts.run_id, "lost"))
+        parquet.write(storage, name, extra, schemas.QUARANTINE, {})
+        log = pa.concat_tables([log, extra])
+    columns = ["recording_id", "unit", "status", "segments", "rows"]
+    mine = ledger.load(storage, columns=columns, run=facts.run_id)
+    per_unit = mine.group_by(["recording_id", "unit"]).aggregate([("segments", "max")])
+    reasons = _reasons(storage, log, mine)
+    return Settled(
+        failed=len(reasons["recording_id"].unique()),
+        unsettled=left.num_rows,
+        codes=dict(Counter(reasons["code"].to_pylist()).most_common()),
+        segments=pc.sum(per_unit["segments_max"]).as_py() or 0,
+        predictions=pc.sum(mine["rows"]).as_py() or 0,
+        audio_s=_audio_s(storage, facts),
+    )
+
+
+def committed(storage: Storage, run_id: str) -> tuple[int, int]:
+    """What a run has committed so far, for the word that goes with its early end.
+
+    Returns:
+        Predictions, and recordings they belong to.
+    """
+    mine = ledger.load(storage, run=run_id, columns=["recording_id", "rows", "commit"])
+    return pc.sum(mine["rows"]).as_py() or 0, len(mine["recording_id"].unique())
+
+
+def _reasons(storage: Storage, log: pa.Table, mine: pa.Table) -> pa.Table:
+    """Each failed recording of the run with each code it failed with."""
+    keys = ["recording_id", "code"]
+    log = log.filter(pc.not_equal(log["stage"], "manifest")).select(keys)
+    failed = mine.filter(pc.equal(mine["status"], "failed"))["recording_id"].unique()
+    unlogged = failed.filter(pc.invert(_among(failed, log["recording_id"])))
+    if len(unlogged):
+        # An earlier run, or another model of it, failed on the same unit; the log has it once.
+        whole = parquet.read(storage, storage.list("quarantine/"), schemas.QUARANTINE, [*keys, "segment_id"])
+        whole = whole.filter(pc.is_null(whole["segment_id"])).select(keys)
+        log = pa.concat_tables([log, whole.filter(_among(whole["recording_id"], unlogged))])
+    return log.group_by(keys).aggregate([])
+
+
+def _among(ids: pa.ChunkedArray | pa.Array, others: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    if isinstance(others, pa.ChunkedArray):
+        others = others.combine_chunks()
+    return pc.is_in(ids.cast(pa.binary()), value_set=others.cast(pa.binary()))
+
+
+def _lost(left: pa.Table) -> pa.Table:
+    count = left.num_rows
+    message = "its worker died, or its block was lost, more often than it is tried; the next run tries it again"
+    return pa.table(
+        {
+            "recording_id": left["recording_id"],
+            "uri": left["uri"],
+            "stage": pa.array(["run"] * count, pa.string()),
+            "code": pa.array(["WORK_LOST"] * count, pa.string()),
+            "message": pa.array([message] * count, pa.string()),
+            "transient": pa.array([True] * count, pa.bool_()),
+            "attempt": pc.add(left["attempts"], pa.scalar(1, pa.int32())),
+        }
+    )
+
+
+def _audio_s(storage: Storage, facts: RunFacts) -> float:
+    names = storage.list(f"recordings/{facts.run_id}-")
+    return float(pc.sum(parquet.read(storage, names, schemas.RECORDINGS, ["duration_s"])["duration_s"]).as_py() or 0.0)
