@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serpipe.labels import CANONICAL, COARSER, MAPPING_VERSION, TAXONOMIES
 from serpipe.models.registry import FAMILIES
+from serpipe.pseudolabel import recipe
 
 HERE = Path(__file__).parent
 
@@ -71,7 +72,7 @@ def labels() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"models.md": models, "labels.md": labels}
+PAGES = {"models.md": models, "labels.md": labels, "recipe.md": recipe.page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

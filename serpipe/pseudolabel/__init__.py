@@ -1,0 +1,1 @@
+"""Generations of pseudo-labels: calibrate, agree, select, balance, record; train, judge and go around again."""

@@ -1,0 +1,309 @@
+"""Gold: labels by people, read, checked, split by speaker, and matched to a store's segments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from serpipe.errors import UsageError
+from serpipe.ids import ID_BYTES
+from serpipe.labels import CANONICAL, TAXONOMIES
+from serpipe.manifest import open_manifest
+from serpipe.pack import ID
+from serpipe.pseudolabel import sources
+from serpipe.pseudolabel.arrays import by_id, text_key
+from serpipe.store import schemas
+from serpipe.store.reading import Store
+
+SPLITS = ("train", "cal", "dev", "gate", "test", "final")
+"""What gold is for: to train on, to calibrate on, to choose by, to gate with, to judge by, to judge once."""
+
+JUDGING = ("gate", "test", "final")
+"""Splits whose speakers may not be trained on, not even with labels of a teacher's."""
+
+COVERED = 0.8
+"""Share of a segment that a gold span must cover to be its label: less is half another emotion."""
+
+_ALIASES = {"calibration": "cal", "valid": "dev", "validation": "dev", "training": "train", "eval": "test"}
+_LABEL = ("label", "emotion")
+_SPEAKER = ("speaker", "speaker_id", "spk")
+_DEALT = ("train", "cal", "train", "test", "dev")
+"""Splits of the speakers in the order of their hashes, over and over, where gold says none."""
+
+_WORDS = {emotion: emotion for emotion in CANONICAL} | {
+    word.rsplit("/", 1)[-1].lower(): emotion
+    for taxonomy in TAXONOMIES.values()
+    for word, emotion in taxonomy.items()
+    if emotion
+}
+
+GOLD = pa.schema(
+    [
+        pa.field("segment_id", ID),  # where gold names segments instead of times
+        pa.field("uri", pa.string()),
+        pa.field("channel", pa.int32()),
+        pa.field("start_s", pa.float64()),  # null: the whole recording
+        pa.field("end_s", pa.float64()),
+        pa.field("label", pa.string(), nullable=False),  # canonical
+        pa.field("speaker", pa.string(), nullable=False),  # the uri where gold names none
+        pa.field("split", pa.string(), nullable=False),  # of SPLITS
+    ]
+)
+"""One row of gold."""
+
+MATCHED = pa.schema(
+    [
+        pa.field("segment_id", ID, nullable=False),
+        pa.field("recording_id", ID, nullable=False),
+        pa.field("channel", pa.int32(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("end_s", pa.float64(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("speaker", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""One gold segment of a store, sorted by `segment_id`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """Gold as it was read.
+
+    Attributes:
+        location: where from.
+        rows: of `GOLD`.
+        speakers_named: whether it names speakers.
+        splits_named: whether it names splits; else speakers were dealt into them.
+    """
+
+    location: str
+    rows: pa.Table
+    speakers_named: bool
+    splits_named: bool
+
+    @property
+    def hash(self) -> str:
+        """64 hexadecimal digits over its rows, in whatever order and format they were written."""
+        rows = self.rows.set_column(0, "segment_id", pc.fill_null(self.rows["segment_id"].cast(pa.binary()), b""))
+        lines = sorted(json.dumps([str(value) for value in row.values()]) for row in rows.to_pylist())
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows by split and label."""
+        pairs = Counter(zip(self.rows["split"].to_pylist(), self.rows["label"].to_pylist(), strict=True))
+        found: dict[str, dict[str, int]] = {}
+        for (split, label), count in sorted(pairs.items()):
+            found.setdefault(split, {})[label] = count
+        return found
+
+
+def emotion_word(text: str) -> str | None:
+    """The canonical emotion of a word, in any taxonomy known here; None where it is none.
+
+    Examples:
+        >>> emotion_word("Angry"), emotion_word("sadness"), emotion_word("bored")
+        ('anger', 'sadness', None)
+    """
+    return _WORDS.get(text.strip().lower())
+
+
+def read(location: str, *, seed: int = 0) -> Gold:
+    r"""Read gold: CSV, TSV, JSONL or Parquet with the columns `uri` (or `segment_id`, hexadecimal), `label`, and where
+    known `start`, `end`, `channel`, `speaker`, `split`.
+
+    Args:
+        location: local path or fsspec URL; relative uris start from its folder.
+        seed: deals speakers into splits where gold has no column `split`.
+
+    Raises:
+        UsageError: `GOLD_NO_LABEL`, `GOLD_UNKNOWN_LABEL`, `GOLD_UNKNOWN_SPLIT`, `GOLD_SPEAKER_LEAK`, `GOLD_BAD_ROW`,
+            or what a manifest that cannot be read raises.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "gold.csv")
+        >>> _ = path.write_text("uri,label,speaker,split\na.wav,angry,ann,cal\nb.wav,sad,bob,test\n")
+        >>> read(str(path)).counts()
+        {'cal': {'anger': 1}, 'test': {'sadness': 1}}
+    """
+    rows = []
+    splits: list[str] = []
+    speakers = 0
+    for raw in _raw_rows(location):
+        where = f"{location}, row {raw['row']}"
+        if raw["error"]:
+            raise UsageError("GOLD_BAD_ROW", f"{where}: {raw['error']}")
+        meta = {name.lower(): value for name, value in raw["meta"]}
+        speaker = next((meta[name] for name in _SPEAKER if meta.get(name)), None)
+        speakers += speaker is not None
+        identifier = _identifier(meta.get("segment_id"), where)
+        split = meta.get("split", "").strip().lower()
+        if split:
+            splits.append(_split(split, where))
+        rows.append(
+            {
+                "segment_id": identifier,
+                **{name: raw[name] for name in ("uri", "channel", "start_s", "end_s")},
+                "label": _label(meta, where),
+                "speaker": speaker or raw["uri"],
+                "split": splits[-1] if split else "",
+            }
+        )
+    if splits and len(splits) < len(rows):
+        raise UsageError("GOLD_UNKNOWN_SPLIT", f"{location}: some rows name a split, some do not; name all or none")
+    if not splits:
+        _deal(rows, seed)
+    _refuse_leaks(rows, location)
+    return Gold(location, pa.Table.from_pylist(rows, GOLD), speakers > 0, bool(splits))
+
+
+def _raw_rows(location: str) -> list[dict[str, Any]]:
+    try:
+        manifest = open_manifest(location)
+    except UsageError as error:
+        if error.code != "MANIFEST_NO_URI_COLUMN":
+            raise
+        # Gold by segment: ids pass through the reader of manifests as if they were keys of a bucket.
+        manifest = open_manifest(location, columns={"uri": "segment_id"}, base="s3://segment")
+    rows = [row for part in manifest.parts for table in manifest.read(part) for row in table.to_pylist()]
+    for row in rows:
+        if (row["uri"] or "").startswith("s3://segment/"):
+            row["meta"] = [*row["meta"], ("segment_id", row["uri"].rsplit("/", 1)[-1])]
+    return rows
+
+
+def _identifier(text: str | None, where: str) -> bytes | None:
+    if not text:
+        return None
+    try:
+        identifier = bytes.fromhex(text)
+    except ValueError:
+        identifier = b""
+    if len(identifier) != ID_BYTES:
+        raise UsageError("GOLD_BAD_ROW", f"{where}: segment_id {text!r} is not 32 hexadecimal digits")
+    return identifier
+
+
+def _label(meta: dict[str, str], where: str) -> str:
+    word = next((meta[name] for name in _LABEL if meta.get(name)), None)
+    if word is None:
+        raise UsageError("GOLD_NO_LABEL", f"{where}: there is no label; gold needs a column label or emotion")
+    emotion = emotion_word(word)
+    if emotion is None:
+        known = ", ".join(CANONICAL)
+        raise UsageError("GOLD_UNKNOWN_LABEL", f"{where}: {word!r} is no emotion known here; use {known}")
+    return emotion
+
+
+def _split(word: str, where: str) -> str:
+    split = _ALIASES.get(word, word)
+    if split not in SPLITS:
+        raise UsageError("GOLD_UNKNOWN_SPLIT", f"{where}: there is no split {word!r}; use {', '.join(SPLITS)}")
+    return split
+
+
+def _deal(rows: list[dict[str, Any]], seed: int) -> None:
+    """Deal whole speakers into splits, in an order that only the seed and their names decide."""
+    speakers = sorted({row["speaker"] for row in rows}, key=lambda name: (text_key(f"{seed} {name}"), name))
+    split_of = {speaker: _DEALT[place % len(_DEALT)] for place, speaker in enumerate(speakers)}
+    for row in rows:
+        row["split"] = split_of[row["speaker"]]
+
+
+def _refuse_leaks(rows: list[dict[str, Any]], location: str) -> None:
+    found = defaultdict(set)
+    for row in rows:
+        found[row["speaker"]].add(row["split"])
+    leaks = sorted(speaker for speaker, splits in found.items() if len(splits) > 1)
+    if leaks:
+        splits = " and ".join(sorted(found[leaks[0]]))
+        more = f", as are {len(leaks) - 1} more" if len(leaks) > 1 else ""
+        raise UsageError(
+            "GOLD_SPEAKER_LEAK",
+            f"{location}: speaker {leaks[0]!r} is in {splits}{more}; put all of a speaker's rows into one split",
+        )
+
+
+def match(store: Store, gold: Gold, audio: str) -> pa.Table:
+    """The store's segments that gold labels.
+
+    A row with a `segment_id` names its segment. One without times labels every segment of its recording; one with
+    times those it covers by at least `COVERED`. Where a uri has several versions, the last one seen counts.
+
+    Returns:
+        Rows of `MATCHED`.
+
+    Raises:
+        UsageError: `GOLD_NO_MATCH`, or `GOLD_CONFLICT` where one segment gets two labels.
+    """
+    segments = _segments_of(store, gold, audio)
+    found: dict[bytes, dict[str, Any]] = {}
+    rows_of = defaultdict(list)
+    for row in gold.rows.to_pylist():
+        rows_of[row["segment_id"] or row["uri"]].append(row)
+    for segment in segments.to_pylist():
+        for row in rows_of.get(segment["segment_id"], []) + rows_of.get(segment["uri"], []):
+            if not _covers(row, segment):
+                continue
+            said = {name: row[name] for name in ("label", "speaker", "split")}
+            before = found.setdefault(segment["segment_id"], {**segment, **said})
+            if before["label"] != row["label"] or before["split"] != row["split"]:
+                raise UsageError(
+                    "GOLD_CONFLICT",
+                    f"{gold.location}: {segment['uri']} from {segment['start_s']:.2f} to {segment['end_s']:.2f} s is "
+                    f"{before['label']} ({before['split']}) and {row['label']} ({row['split']}); keep one",
+                )
+    if not found:
+        raise UsageError(
+            "GOLD_NO_MATCH",
+            f"none of the {gold.rows.num_rows} rows of {gold.location} names a segment of {store.storage.shown}; "
+            "uris must be those of `recordings`, times must fit the segments",
+        )
+    return by_id(pa.Table.from_pylist(list(found.values()), MATCHED))
+
+
+def _covers(row: dict[str, Any], segment: dict[str, Any]) -> bool:
+    if row["segment_id"] is not None or row["start_s"] is None:
+        return True
+    if row["channel"] is not None and row["channel"] != segment["channel"]:
+        return False
+    end = row["end_s"] if row["end_s"] is not None else segment["end_s"]
+    inside = min(end, segment["end_s"]) - max(row["start_s"], segment["start_s"])
+    return bool(inside >= COVERED * (segment["end_s"] - segment["start_s"]))
+
+
+def _segments_of(store: Store, gold: Gold, audio: str) -> pa.Table:
+    """Segments of gold's recordings and the segments it names, with their uris."""
+    storage = store.storage
+    uris = pc.unique(gold.rows["uri"])
+    named = gold.rows.filter(pc.is_valid(gold.rows["segment_id"]))["segment_id"]
+    files = [storage.path(name) for name in storage.list("recordings/")]
+    recordings = (
+        ds.dataset(files, schema=schemas.RECORDINGS, format="parquet", filesystem=storage.fs).to_table(
+            columns=["recording_id", "uri", "first_seen"], filter=ds.field("uri").isin(uris)
+        )
+        if files
+        else schemas.RECORDINGS.empty_table().select(["recording_id", "uri", "first_seen"])
+    )
+    latest = recordings.sort_by([("first_seen", "ascending"), ("recording_id", "ascending")])
+    last = {row["uri"]: row["recording_id"] for row in latest.to_pylist()}
+    owners = set(last.values())
+    if len(named):
+        paths = [storage.path(name) for name in storage.list(f"segments/audio={audio}/")]
+        there = ds.dataset(paths, schema=schemas.SEGMENTS, format="parquet", filesystem=storage.fs)
+        found = there.to_table(columns=["recording_id"], filter=ds.field("segment_id").isin(named))
+        owners |= set(found["recording_id"].to_pylist())
+    models = sources.stored_models(store, audio)
+    buckets = sources.deal(store, audio, models, pa.array(sorted(owners), ID))
+    columns = [name for name in MATCHED.names if name in ("uri", *schemas.SEGMENTS.names)]
+    tables = [sources.segments(storage, bucket).select(columns) for bucket in buckets]
+    return pa.concat_tables(tables) if tables else pa.schema([MATCHED.field(name) for name in columns]).empty_table()
