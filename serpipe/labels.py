@@ -30,6 +30,7 @@ CANONICAL = (
 """The canonical emotions, the union of what the field's categorical models tell apart."""
 
 TAXONOMIES: dict[str, dict[str, str | None]] = {
+    "canonical": {emotion: emotion for emotion in CANONICAL},
     "ekman": {
         emotion: emotion for emotion in ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
     },

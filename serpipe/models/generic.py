@@ -72,13 +72,14 @@ def spec_of(directory: str, name: str) -> ModelSpec:
 
 
 def taxonomy_of(labels: Sequence[str]) -> str:
-    """The taxonomy with exactly these labels, in any order; `none` where no set is known to be meant.
+    """The taxonomy with exactly these labels, in any order; `canonical` for a part of those words, else `none`.
 
     Examples:
         >>> taxonomy_of(["ang", "hap", "neu", "sad"]), taxonomy_of(["ang", "hap", "bored"])
         ('iemocap4', 'none')
     """
-    return next((key for key, mapping in TAXONOMIES.items() if set(mapping) == set(labels)), "none")
+    own = "canonical" if set(labels) <= set(TAXONOMIES["canonical"]) else "none"
+    return next((key for key, mapping in TAXONOMIES.items() if set(mapping) == set(labels)), own)
 
 
 def load(spec: ModelSpec, directory: str, *, device: str, dtype: str) -> Adapter:

@@ -26,6 +26,7 @@ FAMILIES = (
     "serpipe.models.odyssey",
     "serpipe.models.audeering",
     "serpipe.models.ehcalabres",
+    "serpipe.models.mel_statistics",
 )
 """The families that ship with serpipe, a module each."""
 
@@ -33,6 +34,7 @@ RANDOM_WEIGHTS = "RANDOM_WEIGHTS"
 """File that marks a checkpoint with made-up weights."""
 
 _ANY_CLASSIFIER = "serpipe.models.generic"
+_STUDENT = "serpipe.models.probe"
 
 
 class Family(Protocol):
@@ -146,10 +148,13 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
 
 
 def _classifier(name: str, location: str, dtype: str) -> ModelRef:
-    """A checkpoint that no family knows: its own configuration says what it is, and the audit whether that is so."""
-    from serpipe.models import generic
+    """A student, or a checkpoint no family knows: its configuration says what it is, the audit whether that is so."""
+    from serpipe.models import generic, probe
 
-    directory = weights.localised(location, generic.FILES)
+    directory = weights.localised(location, (*probe.FILES, *generic.FILES))
+    if probe.is_probe(directory):
+        student = probe.spec_of(directory, name)
+        return ModelRef(student, _STUDENT, location, dtype, content_sha256(directory, probe.FILES))
     spec = generic.spec_of(directory, name)
     return ModelRef(spec, _ANY_CLASSIFIER, location, dtype, content_sha256(directory, generic.FILES))
 

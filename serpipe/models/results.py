@@ -90,8 +90,14 @@ def _categorical(spec: ModelSpec, scores: NDArray[np.float32]) -> dict[str, pa.A
 
 def vectors(values: NDArray[np.float32]) -> pa.FixedSizeListArray:
     """Rows as half-precision vectors; what overflows half precision is kept at its ends."""
-    half = np.clip(values, -65_504, 65_504).astype(np.float16)
-    return pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), type=vector(values.shape[1]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(half(values).ravel()), type=vector(values.shape[1]))
+
+
+def half(values: NDArray[np.float32] | NDArray[np.float16]) -> NDArray[np.float16]:
+    """Values as a store keeps them."""
+    if values.dtype == np.float16:
+        return np.asarray(values)
+    return np.clip(values, -65_504, 65_504).astype(np.float16)
 
 
 def _lists(values: NDArray[np.float32]) -> pa.ListArray:

@@ -1,0 +1,225 @@
+"""The gates between a student and becoming a teacher: each a rule, what was measured, and a sentence.
+
+Published averages of pseudo-labelling rounds rise while every natural corpus falls, so nothing here looks at an
+average alone. A gate that cannot be asked (no canary, one corpus) says so and neither passes nor fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serpipe.evaluate import BINS, Answers, difference, evaluate
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the gates ask.
+
+    Attributes:
+        corpus: largest loss of UA in any one corpus: the lower bound of the difference is above minus this.
+        recall: largest loss of recall in any one class.
+        ece: largest calibration error, or what a perfectly calibrated model would show by chance on as many clips.
+        drift: largest Jensen-Shannon divergence, in nats, of the labels' shares on unlabelled canaries.
+        flips: largest share of canaries that change their label though the teachers were sure of it.
+        sure: probability from which on a teacher was sure.
+        entropy: largest change of the mean entropy on canaries, as a share.
+        count: bootstrap replicates.
+    """
+
+    corpus: float = 0.02
+    recall: float = 0.05
+    ece: float = 0.05
+    drift: float = 0.02
+    flips: float = 0.05
+    sure: float = 0.9
+    entropy: float = 0.15
+    count: int = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one gate said.
+
+    Attributes:
+        gate: its name.
+        passed: None where it could not be asked.
+        why: one sentence with the figures.
+    """
+
+    gate: str
+    passed: bool | None
+    why: str
+
+
+def against_majority(student: Answers, limits: Limits) -> Verdict:
+    """Better than always naming the commonest class, whose UA is one over the number of classes."""
+    found = evaluate(student, count=limits.count)["recall_macro_ua"]
+    chance = 1 / len(np.unique(student.truth))
+    return Verdict(
+        gate="majority",
+        passed=found.lower_bound > chance,
+        why=f"UA {found}; the lower bound {found.lower_bound:.3f} must be above {chance:.3f}, one class for all",
+    )
+
+
+def against(student: Answers, other: Answers, what: str, limits: Limits) -> Verdict:
+    """Better than another model on the same clips, so that the pseudo-labels were worth it."""
+    gain = difference(student, other, count=limits.count)["recall_macro_ua"]
+    return Verdict(
+        gate=what,
+        passed=gain.lower_bound > 0,
+        why=f"UA changes by {gain} against {what}; the lower bound {gain.lower_bound:+.3f} must be above 0",
+    )
+
+
+def no_corpus_harmed(student: Answers, other: Answers, limits: Limits, *, by: str = "corpus") -> Verdict:
+    """Not worse in any one corpus."""
+    if by not in student.slices:
+        return Verdict(
+            gate="corpora", passed=None, why=f"gold's recordings have no column {by}; all count as one corpus"
+        )
+    values = student.slices[by]
+    bounds = {}
+    for value in np.unique(values):
+        mine = values == value
+        gain = difference(student.take(mine), other.take(mine), count=limits.count)["recall_macro_ua"]
+        bounds[str(value)] = gain.lower_bound
+    worst = min(bounds, key=lambda name: bounds[name])
+    return Verdict(
+        gate="corpora",
+        passed=bounds[worst] > -limits.corpus,
+        why=f"of {len(bounds)} corpora {worst} loses most: lower bound {bounds[worst]:+.3f}, "
+        f"which must be above {-limits.corpus:+.3f}",
+    )
+
+
+def no_class_harmed(student: Answers, other: Answers, limits: Limits) -> Verdict:
+    """No class recognised much less often."""
+    change = difference(student, other, count=limits.count)
+    recalls = {name.removeprefix("recall."): made.value for name, made in change.items() if name.startswith("recall.")}
+    worst = min(recalls, key=lambda name: recalls[name])
+    return Verdict(
+        gate="classes",
+        passed=recalls[worst] >= -limits.recall,
+        why=f"recall of {worst} changes most for the worse, by {recalls[worst]:+.3f}; "
+        f"no class may lose more than {limits.recall:.3f}",
+    )
+
+
+def f1_not_worse(student: Answers, other: Answers, limits: Limits) -> Verdict:
+    """Macro-F1, which punishes guessing a rare class, does not fall."""
+    change = difference(student, other, count=limits.count)["f1_macro"]
+    return Verdict(gate="f1", passed=change.value >= 0, why=f"macro-F1 changes by {change}; it must not fall")
+
+
+def calibrated(student: Answers, other: Answers, limits: Limits) -> Verdict:
+    """As sure as it is right, as far as so many clips can tell, and no worse in log-loss."""
+    mine, theirs = (evaluate(answers, count=1) for answers in (student, other))
+    chance = chance_ece(student, limits.count)
+    bound = max(limits.ece, chance)
+    loss, before = mine["nll"].value, theirs["nll"].value
+    return Verdict(
+        gate="calibration",
+        passed=mine["ece"].value <= bound and loss <= before,
+        why=f"ECE {mine['ece'].value:.3f}, allowed {bound:.3f} (a calibrated model shows up to {chance:.3f} on "
+        f"{len(student)} clips); log-loss {loss:.3f} against {before:.3f}, which it must not exceed",
+    )
+
+
+def chance_ece(answers: Answers, count: int, *, seed: int = 0) -> float:
+    """The 95th percentile of the calibration error that a perfectly calibrated model shows on these clips.
+
+    Few clips in many bins make the error of any model large (Vaicenavicius et al., 2019, consistency resampling): right
+    and wrong are drawn with the model's own confidences.
+    """
+    rows = np.arange(len(answers))
+    confidence = np.nan_to_num(answers.scores[rows, np.maximum(answers.predicted, 0)])[answers.predicted >= 0]
+    if not len(confidence):
+        return 0.0
+    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
+    drawn = np.random.default_rng(seed).random((count, len(confidence))) < confidence
+    gaps = np.stack([((drawn - confidence) * (bins == place)).sum(axis=1) for place in range(BINS)])
+    return float(np.percentile(np.abs(gaps).sum(axis=0) / len(confidence), 95))
+
+
+def steady(before: Floats, after: Floats, limits: Limits) -> list[Verdict]:
+    """How labels move on unlabelled canaries.
+
+    Args:
+        before: float (n, classes), the generation's consensus.
+        after: float (n, classes), the student's scores.
+        limits: what is allowed.
+    """
+    kept = ~(np.isnan(before).any(axis=1) | np.isnan(after).any(axis=1))
+    before, after = before[kept], after[kept]
+    if not len(before):
+        return [Verdict(gate="canaries", passed=None, why="no canary has both a consensus and the student's scores")]
+    first, second = before.argmax(axis=1), after.argmax(axis=1)
+    shares = [np.bincount(labels, minlength=before.shape[1]) / len(labels) for labels in (first, second)]
+    moved = _jsd(*shares)
+    sure = before.max(axis=1) >= limits.sure
+    flips = float((first != second)[sure].mean()) if sure.any() else 0.0
+    entropies = [float(_entropy(scores).mean()) for scores in (before, after)]
+    change = abs(entropies[1] - entropies[0]) / max(entropies[0], 1e-9)
+    return [
+        Verdict(
+            gate="drift",
+            passed=moved <= limits.drift,
+            why=f"the labels' shares on {len(before)} canaries move by {moved:.4f} nats, allowed {limits.drift}",
+        ),
+        Verdict(
+            gate="flips",
+            passed=flips <= limits.flips if sure.any() else None,
+            why=f"of {int(sure.sum())} canaries the teachers were sure of, {flips:.3f} change their label, "
+            f"allowed {limits.flips}",
+        ),
+        Verdict(
+            gate="entropy",
+            passed=change <= limits.entropy,
+            why=f"mean entropy goes from {entropies[0]:.3f} to {entropies[1]:.3f} nats, a change of {change:.3f}, "
+            f"allowed {limits.entropy}",
+        ),
+    ]
+
+
+def _entropy(scores: Floats) -> Floats:
+    return np.asarray(-(scores * np.log(np.maximum(scores, 1e-30))).sum(axis=-1))
+
+
+def _jsd(first: Floats, second: Floats) -> float:
+    """Jensen-Shannon divergence in nats."""
+    return float(_entropy((first + second) / 2) - (_entropy(first) + _entropy(second)) / 2)
+
+
+def judge(
+    student: Answers, alone: Answers, parent: Answers | None, canaries: tuple[Floats, Floats] | None, limits: Limits
+) -> list[Verdict]:
+    """Every gate.
+
+    Args:
+        student: on gold that trained nobody.
+        alone: the same backbone trained on gold alone, on the same clips.
+        parent: the student this generation was taught by, on the same clips; None in a first round.
+        canaries: consensus and student's scores on unlabelled segments.
+        limits: what is asked.
+    """
+    verdicts = [
+        against_majority(student, limits),
+        against(student, alone, "gold-only", limits),
+        no_corpus_harmed(student, alone, limits),
+        no_class_harmed(student, alone, limits),
+        f1_not_worse(student, alone, limits),
+        calibrated(student, alone, limits),
+    ]
+    if parent is not None:
+        verdicts.append(against(student, parent, "parent", limits))
+    if canaries is None:
+        verdicts.append(Verdict(gate="canaries", passed=None, why="the generation has no rows to watch"))
+    else:
+        verdicts += steady(*canaries, limits)
+    return verdicts
