@@ -11,10 +11,10 @@ demo: $(VENV)/installed
 	$(BIN)/serpipe demo demo
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest -m "not slow and not s3"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not s3"
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "slow and not s3"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not s3"
 
 # Starts the store of infra/object-store by itself; as root it installs what that needs.
 test-s3: $(VENV)/installed-test

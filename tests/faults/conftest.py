@@ -8,7 +8,6 @@ import pytest
 
 from serpipe.store import damage, lease, ledger, runs
 from serpipe.store.storage import Storage
-from tests.faults import crashes
 from tests.faults.crashes import Pass
 from tests.faults.scenarios import pass_of
 from tests.faults.world import RUN_IDS
@@ -49,11 +48,3 @@ def passed(passes: dict[str, Pass]) -> Callable[[str], Pass]:
 
 def _content(storage: Storage, name: str) -> str | None:
     return hashlib.sha256(storage.get(name)).hexdigest() if storage.exists(name) else None
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many crash points were tried, where."""
-    if crashes.TRIED:
-        terminalreporter.section("crash points recovered from: 0 rows lost, 0 duplicated, 0 changed")
-        for line in crashes.summary():
-            terminalreporter.write_line(line)
