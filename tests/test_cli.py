@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serpipe.cli import main
+from serpipe.store import version
 from serpipe.store.lease import Lease
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
@@ -96,7 +97,7 @@ def test_what_click_refuses_is_two_as_well(arguments: tuple[str, ...]) -> None:
 def test_a_held_store_is_one(tmp_path: Path) -> None:
     write_speech(tmp_path / "a.wav", seconds=1.0)
     store = str(tmp_path / "store")
-    Storage(store).put("store.json", b'{"schema": "1"}')
+    version.check(Storage(store))
     with Lease(Storage(store), "run-of-somebody"):
         result = run("label", str(tmp_path), store)
     assert result.exit_code == 1

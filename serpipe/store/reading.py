@@ -171,7 +171,8 @@ class Store:
         Raises:
             UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`.
         """
-        return self.arrow(table, model).to_pandas()
+        frame: pd.DataFrame = self.arrow(table, model).to_pandas()
+        return frame
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation; the query names tables of the store like any others.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from serpipe.models.results import EMOTION_SCORES, vector
 from serpipe.pack import ID, META, TIMESTAMP
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 """Written to every footer; raised when a column changes its meaning."""
 
 RECORDINGS = pa.schema(

@@ -18,7 +18,15 @@ from pyarrow import fs as pa_fs
 
 from serpipe.errors import SerpipeError, StoreError, UsageError
 from serpipe.redact import redact, strip_secrets
-from serpipe.remote import Trouble, connect, patiently, refused_condition, trouble
+from serpipe.remote import (
+    SET_CREDENTIALS,
+    Trouble,
+    connect,
+    patiently,
+    refused_condition,
+    trouble,
+    without_credentials,
+)
 
 _T = TypeVar("_T")
 
@@ -127,7 +135,15 @@ class Storage:
         """
         try:
             return operation() if self.local else patiently()(operation)
-        except (SerpipeError, FileNotFoundError, AssertionError, AttributeError, LookupError, TypeError):
+        except (
+            SerpipeError,
+            FileNotFoundError,
+            NotADirectoryError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+        ):
             raise
         except Exception as error:
             if trouble(error) is Trouble.UNSUPPORTED:
@@ -178,7 +194,10 @@ class Storage:
         Raises:
             FileNotFoundError: there is none.
         """
-        data: bytes = self.carefully(name, lambda: self.fs.cat_file(self.path(name)))
+        try:
+            data: bytes = self.carefully(name, lambda: self.fs.cat_file(self.path(name)))
+        except NotADirectoryError as error:
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
         return data
 
     def exists(self, name: str) -> bool:
@@ -230,6 +249,8 @@ class Storage:
                 return FileNotFoundError(where)
             case Trouble.FORBIDDEN:
                 what = "is not allowed; check the credentials and their rights to list, read, write and delete"
+                if without_credentials(error):
+                    what = f"needs credentials, and {SET_CREDENTIALS}"
                 return StoreError("STORE_FORBIDDEN", f"{where}: what was asked for {what}")
             case Trouble.FULL:
                 return StoreError("STORE_FULL", f"{where}: the disk is full; make room, then run again", transient=True)
@@ -255,7 +276,12 @@ class Storage:
 
     def _beside(self, path: str, data: bytes) -> str:
         folder, name = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+            raise UsageError(
+                "STORE_NO_FOLDER", f"no folder can be made at {folder} ({error.strerror}); name one that is no file"
+            ) from error
         beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
         try:
             with open(beside, "wb") as file:

@@ -15,13 +15,21 @@ def check(storage: Storage) -> None:
     """Make a new store, or make sure that an existing one has this version's tables.
 
     Raises:
-        StoreError: `STORE_OTHER_VERSION`.
+        StoreError: `STORE_OTHER_VERSION`, `STORE_DAMAGED`.
     """
     try:
-        found = json.loads(storage.get(NAME))["schema"]
+        said = storage.get(NAME)
     except FileNotFoundError:
         storage.put(NAME, json.dumps({"schema": SCHEMA_VERSION}).encode())
         return
+    try:
+        found = json.loads(said)["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            "STORE_DAMAGED",
+            f"{storage.path(NAME)} is not as serpipe writes it; where {storage.shown} is another program's, name "
+            f"another store, else put {json.dumps({'schema': SCHEMA_VERSION})} there again",
+        ) from error
     if found != SCHEMA_VERSION:
         raise StoreError(
             "STORE_OTHER_VERSION",

@@ -161,7 +161,8 @@ def test_what_kills_its_worker_is_tried_so_often_and_no_more(
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1] == counts
+    # Ray writes there too.
+    assert counts in done.stdout.splitlines(), done.stdout
     assert hazards.log(site).count(fatal) == TASK_RETRIES + 1 + alone
 
 
@@ -199,5 +200,5 @@ def test_a_node_that_goes_on_the_way(archive: Path, calm: str, tmp_path: Path) -
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1] == "1 0"
+    assert "1 0" in done.stdout.splitlines(), done.stdout
     assert_same(calm, str(tmp_path / "store"))

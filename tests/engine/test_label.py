@@ -12,6 +12,7 @@ import pytest
 import serpipe
 from serpipe.audio.stage import audio_fingerprint
 from serpipe.errors import StoreError, UsageError
+from serpipe.store import version
 from serpipe.store.lease import Lease
 from serpipe.store.storage import Storage
 from tests.tables import assert_same, read
@@ -176,7 +177,7 @@ def test_bad_rows_stop_a_run_before_it_starts_or_go_to_quarantine(archive: Path,
 
 def test_a_held_store_is_refused_with_its_holder(archive: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    Storage(store).put("store.json", b'{"schema": "1"}')
+    version.check(Storage(store))
     with (
         Lease(Storage(store), "run-of-somebody"),
         pytest.raises(StoreError, match=r"run-of-somebody on .* since 20"),

@@ -12,7 +12,7 @@ import pytest
 
 import serpipe
 from serpipe.errors import StoreError
-from serpipe.store import closing, commit, layout, ledger, runs
+from serpipe.store import closing, commit, layout, ledger, runs, schemas
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
 from tests.bench import Bench, Killed, Mortal
@@ -144,7 +144,7 @@ def test_every_file_says_what_it_is(calm: tuple[str, list[str]], bench: Bench) -
         if not name.endswith(".parquet") or name.startswith("runs/"):
             continue
         facts = {key.decode(): value.decode() for key, value in (pq.read_metadata(f"{root}/{name}").metadata).items()}
-        assert facts["serpipe.schema"] == "1"
+        assert facts["serpipe.schema"] == schemas.SCHEMA_VERSION
         assert facts["serpipe.commit"] == layout.stem(name)
         if name.split("/")[0] in ("predictions", "embeddings", "frames"):
             assert bench.models[facts["serpipe.model"]] == facts["serpipe.fp"]
