@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 
 from serpipe.engine.label import label
+from serpipe.report import build
 from serpipe.testing import write_speech
 
 _ARCHIVE = (
@@ -43,6 +44,7 @@ def run(directory: str, *, say: Callable[[str], object]) -> None:
     )
     for uri, segments, mostly, confidence in duckdb.execute(query).fetchall()[:3]:
         say(f"  {Path(uri).relative_to(archive)}: {segments} segments, mostly {mostly}, mean confidence {confidence}")
+    say(f"report: {build(str(store), f'{archive.parent}/report.html')}")
     say("the voices are synthetic, so these labels mean nothing; label your own with `serpipe label FOLDER STORE`")
     say("ask more:")
     say(f'  python -c "import duckdb; print(duckdb.sql(\\"{query}\\"))"')

@@ -1,0 +1,115 @@
+"""One labelled store with everything that a report can show, and names that would like to be scripts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import serpipe
+from serpipe.models.results import DIMENSIONS
+from serpipe.pseudolabel import generation
+from serpipe.report import build
+from serpipe.store import commit, ledger, runs, schemas
+from serpipe.store.storage import Storage
+from serpipe.testing import write_speech
+from tests.bench import Bench
+
+HOSTILE = '<img src=x onerror="window.pwned=1">'
+"""A feed's name, as an owner's column has it."""
+
+ENDS_SCRIPT = "feed b/<"
+"""A folder below which `/script>…` ends an element where it is not escaped."""
+
+SECRET = "AKIAIOSFODNN7EXAMPLE"
+
+SPOKEN = ("label", "confidence", "labels", "scores", "logits", "emotion", "emotion_scores", "mapped_mass")
+
+
+def write_archive(folder: Path, *, recordings: int, seconds: float) -> Path:
+    """Recordings of three feeds and as many months, one of them too short to be labelled; their list."""
+    rows = []
+    for number in range(recordings):
+        name = ("feed a", f"{ENDS_SCRIPT}/script><b>", "feed c")[number % 3]
+        path = folder / name / f"episode {number}.wav"
+        write_speech(path, seconds=seconds + 6 * (number == 0), seed=number)
+        feed = (f"https://archive.org/feed?X-Amz-Signature={SECRET}", None, HOSTILE)[number % 3]
+        rows.append({"path": str(path), "feed": feed, "date": f"2026-{1 + number % 3:02d}-15"})
+    broken = folder / "feed a" / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    rows.append({"path": str(broken), "feed": None, "date": None})
+    listed = folder / "list.jsonl"
+    listed.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows))
+    return listed
+
+
+def write_store(root: Path, archive: Path, *, recordings: int, seconds: float) -> str:
+    """Label an archive with the embedded model, and with two more that say what it said of other segments."""
+    listed = write_archive(archive, recordings=recordings, seconds=seconds)
+    storage = Storage(str(root))
+    Bench(listed, ("embedded",)).run(storage)
+    (known,) = runs.load(storage)
+    result = {"audio_s": recordings * seconds, "elapsed_s": 3.0, "failed": 1}
+    runs.finish(storage, replace(known, manifest=str(listed), asked={"channels": "mix"}), result=result)
+    _second_opinions(storage)
+    return str(root)
+
+
+def _second_opinions(storage: Storage) -> None:
+    store = serpipe.open(storage.root)
+    rows, random = store.predictions("embedded"), np.random.default_rng(0)
+    order = pa.array(
+        np.where(random.random(rows.num_rows) < 0.4, random.permutation(rows.num_rows), range(rows.num_rows))
+    )
+    second = rows.drop_columns(list(SPOKEN))
+    for name in SPOKEN:
+        second = second.append_column(name, rows[name].take(order))
+    third = rows.drop_columns([*SPOKEN, *DIMENSIONS])
+    empty = {name: pa.nulls(rows.num_rows, schemas.PREDICTIONS.field(name).type) for name in SPOKEN}
+    points = np.clip(random.normal(0.5, 0.18, (3, rows.num_rows)), 0, 1).astype(np.float32)
+    empty |= dict(zip(DIMENSIONS, map(pa.array, points), strict=True))
+    lists = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
+    empty |= {name: lists.cast(schemas.PREDICTIONS.field(name).type) for name in ("labels", "scores", "logits")}
+    for name, values in empty.items():
+        third = third.append_column(name, values)
+    run = runs.new_run_id()
+    entries = ledger.load(storage)
+    for model, table in (("second", second), ("dimensions", third)):
+        name = f"{run}-{model}"
+        settled = entries.drop_columns(["model", "fp", "commit"])
+        for column, value in (("model", model), ("fp", "0" * 16), ("commit", name)):
+            settled = settled.append_column(column, pa.array([value] * settled.num_rows))
+        part = commit.ModelRows(
+            model=model,
+            fp="0" * 16,
+            predictions=table,
+            embeddings=None,
+            frames=None,
+            width=1,
+            passport="",
+            quarantine=schemas.QUARANTINE.empty_table(),
+            settled=settled.select(schemas.LEDGER.names).cast(schemas.LEDGER),
+        )
+        nothing = {"recordings": schemas.RECORDINGS, "segments": schemas.SEGMENTS, "quarantine": schemas.QUARANTINE}
+        empty_tables = {kind: schema.empty_table() for kind, schema in nothing.items()}
+        audio = entries["audio"][0].as_py()
+        commit.write(storage, commit.Commit(name=name, audio=audio, models=[part], **empty_tables))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of nine recordings and three models with a generation."""
+    folder = tmp_path_factory.mktemp("report")
+    root = write_store(folder / "store", folder / "archive", recordings=6, seconds=16.0)
+    generation.make(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def page(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report."""
+    return Path(build(store, str(tmp_path_factory.mktemp("page") / "report.html"), price=3.5))
