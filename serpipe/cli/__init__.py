@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from serpipe import __version__
-from serpipe.cli import label, models, operate
+from serpipe.cli import export, label, mend, models, operate, pseudolabel, report, submit, train
 from serpipe.cli.exits import EXIT_BROKEN, EXIT_USAGE
 from serpipe.errors import SerpipeError, UsageError
 
@@ -36,5 +36,23 @@ def main() -> None:
     """
 
 
-for command in (label.demo, label.label, operate.status, operate.failures, models.models):
+for command in (
+    label.demo,
+    label.label,
+    operate.status,
+    operate.failures,
+    submit.submit,
+    mend.retry,
+    mend.verify,
+    mend.gc,
+    models.models,
+    pseudolabel.pseudolabel,
+    pseudolabel.generations,
+    export.export,
+    report.report,
+    train.train,
+    train.relabel,
+    train.evaluate,
+    train.promote,
+):
     main.add_command(command)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
+
+from serpipe.errors import SerpipeError
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,6 +41,9 @@ class Cluster:
     gpus: float
     object_store_bytes: float
 
+
+CONNECT_S = 20.0
+"""Seconds that a cluster has to take a connection."""
 
 STAGE_LABEL = "serpipe-stage"
 """Label of a Ray node that keeps it for a stage: `decode` or `label`."""
@@ -74,6 +81,21 @@ def _quiet_start() -> Iterator[None]:
             os.close(before)
 
 
+def _look(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray would ask there for minutes."""
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        if place.hostname is None or place.port is None:
+            return
+        socket.create_connection((place.hostname, place.port), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise SerpipeError(
+            "CLUSTER_UNREACHABLE",
+            f"no Ray cluster answers at {address} ({error}); look with `ray status --address "
+            f"{address}`, name another with --address or RAY_ADDRESS, or leave both out to work on this machine alone",
+        ) from error
+
+
 @contextmanager
 def joined(address: str | None) -> Iterator[Cluster]:
     """Use a cluster for the length of a `with` block.
@@ -81,6 +103,9 @@ def joined(address: str | None) -> Iterator[Cluster]:
     Args:
         address: of a running cluster; None joins the one this process is in or `RAY_ADDRESS` names, or starts one
             on this machine and ends it afterwards.
+
+    Raises:
+        SerpipeError: `CLUSTER_UNREACHABLE`.
     """
     started = not ray.is_initialized()
     if started:
@@ -89,6 +114,8 @@ def joined(address: str | None) -> Iterator[Cluster]:
         address = address or os.environ.get("RAY_ADDRESS")
         # Left to itself Ray joins whatever cluster somebody last started on this machine.
         options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        if address:
+            _look(address)
         with _quiet_start():
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     # Ray Data tells its plan and its operators at every run; progress is ours, errors come through.

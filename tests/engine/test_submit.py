@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 import serpipe
@@ -126,7 +129,26 @@ def test_what_is_wrong_with_the_token_is_said(
     assert "Traceback" not in refused.stderr
 
 
+def placed(cluster: dict[str, str]) -> dict[str, set[str]]:
+    """The stages that ran on a cluster, each with the labels of its actors' nodes."""
+
+    def listed(what: str) -> list[dict[str, Any]]:
+        url = f"{cluster['RAY_API_SERVER_ADDRESS']}/api/v0/{what}?detail=true"
+        answer = requests.get(url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+        rows: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        return rows
+
+    labels = {node["node_id"]: node["labels"]["serpipe-stage"] for node in listed("nodes")}
+    found: dict[str, set[str]] = {}
+    for actor in listed("actors"):
+        stage = re.search(r"MapBatches\((\w+)\)", actor["class_name"])
+        if stage:
+            found.setdefault(stage[1], set()).add(labels[actor["node_id"]])
+    return found
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_nightly_job_runs_through_ray_job_submit(
     cluster: dict[str, str], submit: Submit, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -155,6 +177,9 @@ def test_the_nightly_job_runs_through_ray_job_submit(
     # One recording in four is broken and one in ten may be: the command's code is 3, of which Ray's makes 1.
     assert ended.returncode == 1
     assert serpipe.open(store).predictions().num_rows == 6
+    (report,) = Path(store, "runs").glob("*/report.html")
+    assert f"report: {report}\n" in ended.stdout
+    assert placed(cluster) == {"_Decode": {"decode"}, "_Predict": {"label"}}
     again = submit("--name", "serpipe-nightly", "--working-dir", str(code), "jobs/nightly.py", *night)
     assert "nothing new: 4 recordings are labelled already in " in again.stdout, again.stdout + again.stderr
     assert again.returncode == 3

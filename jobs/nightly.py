@@ -1,0 +1,122 @@
+"""One night as a cluster job: tonight's manifest, `serpipe label`, the report, one exit code.
+
+MANIFEST may hold the date, as in s3://bucket/manifests/{date}.parquet or …/{date:%Y/%m/%d}.csv; options that are not
+the night's own are those of `serpipe label`. The exit code is the night's however often it is run: where nothing is
+left to label, that of the run which labelled it. So a job that is tried again cannot turn 3 into 0.
+
+Example:
+    serpipe submit --working-dir . jobs/nightly.py 's3://bucket/manifests/{date}.parquet' s3://bucket/store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime
+
+import click
+
+from serpipe.cli import main
+from serpipe.cli.exits import EXIT_BROKEN, EXIT_QUARANTINE, EXIT_USAGE
+from serpipe.errors import SerpipeError, UsageError
+from serpipe.ids import canonical_uri
+from serpipe.store import runs
+from serpipe.store.storage import Storage
+
+
+def dated(manifest: str, night: date) -> str:
+    """A night's manifest.
+
+    Examples:
+        >>> dated("s3://b/{date:%Y/%m}/{date}.csv", date(2026, 11, 20))
+        's3://b/2026/11/2026-11-20.csv'
+    """
+    try:
+        return manifest.format(date=_Night(night.year, night.month, night.day))
+    except (KeyError, IndexError, ValueError) as error:
+        raise UsageError(
+            "NIGHT_PATTERN",
+            f"manifest {manifest!r} holds braces that are no date; write {{date}} or {{date:%Y/%m/%d}}, and other "
+            "braces twice",
+        ) from error
+
+
+class _Night(date):
+    """A date that is written as in ISO 8601 unless told otherwise."""
+
+    def __format__(self, form: str) -> str:
+        return self.strftime(form or "%Y-%m-%d")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command of serpipe in this process.
+
+    Returns:
+        Its exit code.
+    """
+    try:
+        main(list(arguments), standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_BROKEN if end.code else 0
+    return 0
+
+
+def share_in_quarantine(store: str, manifest: str) -> float:
+    """Recordings in quarantine, of all that the newest run on a manifest had to do; 0 where there was none."""
+    location, _ = canonical_uri(manifest)
+    mine = [
+        record
+        for record in runs.load(Storage(store))
+        if record.state == "finished" and record.manifest == location and record.result.get("elapsed_s")
+    ]
+    newest = mine[-1].result if mine else {}
+    return float(newest.get("failed", 0) / newest["recordings"]) if newest.get("recordings") else 0.0
+
+
+def report(store: str) -> int:
+    """Write the store's report; a store without a label has none, and that is no failure of the night.
+
+    Returns:
+        An exit code.
+    """
+    from serpipe.report import build
+
+    try:
+        click.echo(f"report: {build(store)}")
+    except SerpipeError as error:
+        click.echo(f"serpipe: {error}", err=True)
+        return 0 if error.code == "REPORT_NO_LABELS" else EXIT_BROKEN
+    return 0
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("manifest")
+@click.argument("store")
+@click.option("--date", "night", type=click.DateTime(["%Y-%m-%d"]), help="The night  [default: today]")
+@click.option("--max-failed", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="As of label.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def nightly(
+    context: click.Context,
+    manifest: str,
+    store: str,
+    night: datetime | None,
+    max_failed: float,
+    options: tuple[str, ...],
+) -> None:
+    """Label one night's MANIFEST into STORE and write the report."""
+    try:
+        manifest = dated(manifest, night.date() if night else date.today())
+    except SerpipeError as error:
+        click.echo(f"serpipe: {error}", err=True)
+        context.exit(EXIT_USAGE)
+    code = run(["label", manifest, store, "--max-failed", str(max_failed), *options])
+    if code not in (0, EXIT_QUARANTINE):
+        context.exit(code)
+    if code == 0 and share_in_quarantine(store, manifest) > max_failed:
+        code = EXIT_QUARANTINE
+    reported = report(store)
+    context.exit(code or reported)
+
+
+if __name__ == "__main__":
+    nightly()
