@@ -5,10 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
-.PHONY: demo test test-slow test-s3 test-all check clean
+.PHONY: demo report docs test test-slow test-s3 test-all check clean
 
 demo: $(VENV)/installed
 	$(BIN)/serpipe demo demo
+
+AUDIO ?= demo/archive
+STORE ?= labels
+
+# From a clone and a folder of audio to a report; 3 means that too much is in quarantine, which the report shows.
+report: $(VENV)/installed
+	$(BIN)/serpipe label $(AUDIO) $(STORE) --segment vad || [ $$? -eq 3 ]
+	$(BIN)/serpipe report $(STORE) --out report.html
+
+docs: $(VENV)/installed-test
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
 test: $(VENV)/installed-test check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not s3"

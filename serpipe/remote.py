@@ -26,6 +26,12 @@ PATIENCE_S = 60.0
 
 LONGEST_WAIT_S = 10.0
 
+SET_CREDENTIALS = (
+    "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for another store "
+    "than AWS also AWS_ENDPOINT_URL"
+)
+"""What to do where a client has nothing to ask with."""
+
 _S3 = re.compile(r"^s3[an]?://", re.IGNORECASE)
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 2}
 """Of botocore. Its default of five, five times over by s3fs, would hold a request for minutes."""
@@ -76,7 +82,7 @@ def trouble(error: Exception) -> Trouble:
     status = _status(error)
     if status in (404, 410):
         return Trouble.ABSENT
-    if status in (401, 403) or isinstance(error, PermissionError) or "redentials" in type(error).__name__:
+    if status in (401, 403) or isinstance(error, PermissionError) or without_credentials(error):
         return Trouble.FORBIDDEN
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) and status is None:
         # fsspec calls every failure on the web a missing file; what is behind it tells.
@@ -90,6 +96,11 @@ def trouble(error: Exception) -> Trouble:
     if isinstance(error, (ImportError, ValueError)):
         return Trouble.UNSUPPORTED
     return Trouble.PASSING
+
+
+def without_credentials(error: Exception) -> bool:
+    """Whether a client found no credentials to ask with."""
+    return "redentials" in type(error).__name__
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -1,16 +1,13 @@
-"""What the README shows, runs."""
+"""What the README shows in Python, runs; `tests/test_docs.py` has the rest of it."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
-import click
 import duckdb
 import pytest
 
-from serpipe.cli import main
 from serpipe.testing import write_speech
 from tests.conftest import ROOT
 
@@ -26,13 +23,5 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     assert "'label': '" in capsys.readouterr().out
-    (query,) = re.findall(r'duckdb\.sql\(\\"(.*?)\\"\)', README, re.DOTALL)
+    (query,) = re.findall(r"duckdb\.sql\('''(.*?)'''\)", README, re.DOTALL)
     assert len(duckdb.sql(query).fetchall()) == 4
-
-
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^\$ (serpipe .*)$", README, re.MULTILINE))))
-def test_commands_are_spelled_right(line: str) -> None:
-    _, command, *arguments = shlex.split(line)
-    found = main.commands[command]
-    with click.Context(found) as context:
-        found.parse_args(context, arguments)

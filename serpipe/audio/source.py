@@ -46,6 +46,12 @@ def local_copy(
             # A named pipe that nobody writes to must hang in the child, which has a deadline.
             os.close(os.open(uri, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and any(name != name.strip() for name in uri.split("/")):
+                raise AudioError(
+                    "RECORDING_NOT_FOUND",
+                    f"there is no {uri!r}; a name in it begins or ends with a blank: take blanks around names out of "
+                    "the manifest",
+                ) from error
             raise _failure(error) from error
         _check("a size of", about.st_size, size)
         yield uri

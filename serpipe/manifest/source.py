@@ -16,7 +16,7 @@ from serpipe.errors import UsageError
 from serpipe.ids import canonical_uri, content_version, fingerprint
 from serpipe.manifest import kaldi, lhotse, storage
 from serpipe.manifest.columns import check_roles, find_columns, no_uri_column
-from serpipe.manifest.folder import read_files, split_folder
+from serpipe.manifest.folder import leave_out, read_files, split_folder
 from serpipe.manifest.formats import BATCH_ROWS, plain_row, read_json_lines, read_parquet, read_table_text
 from serpipe.manifest.roots import Roots
 from serpipe.manifest.rows import Batch, build_rows
@@ -215,8 +215,12 @@ def _find(place: str, query: str | None, wanted: str | None) -> _Found:
     if entry is None:
         raise UsageError("MANIFEST_NOT_FOUND", f"there is no {place}; give a manifest, a folder or a glob pattern")
     if entry.size == 0:
-        raise UsageError("MANIFEST_EMPTY", f"{place} is empty")
+        raise UsageError("MANIFEST_EMPTY", f"{place} is empty; write a line for each recording into it")
     if wanted is None and _ending(place) not in _BY_ENDING and _is_binary(place, query):
+        if leave_out(place) is not None:
+            raise UsageError(
+                "MANIFEST_UNKNOWN_FORMAT", f"{place} is neither audio nor a list that is read; save the list as CSV"
+            )
         # No list is binary but Parquet: this is one recording, and a pattern without a wildcard.
         return "glob", (_part(entry, query),), {}, {}
     kind = _format_of(place, query, wanted)
@@ -263,7 +267,7 @@ def _find_folder(folder: str, wanted: str | None) -> _Found:
 def _no_audio(place: str, left_out: Mapping[str, int]) -> UsageError:
     seen = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
     tables = [ending for ending in left_out if ending in _BY_ENDING]
-    hint = f"; if {tables[0]} holds the manifest, name that file" if tables else ""
+    hint = f"; if {tables[0]} holds the manifest, name that file" if tables else "; name the folder they lie in"
     return UsageError("MANIFEST_EMPTY", f"no audio was found at {place} ({seen or 'no files at all'}){hint}")
 
 
@@ -345,7 +349,7 @@ def _look_inside(manifest: Manifest) -> None:
     for part in manifest.parts:
         if next(manifest.read(part, batch_rows=1), None) is not None:
             return
-    raise UsageError("MANIFEST_EMPTY", f"{manifest.location} holds no rows")
+    raise UsageError("MANIFEST_EMPTY", f"{manifest.location} holds no rows; write one for each recording")
 
 
 def _check_json_columns(manifest: Manifest) -> None:

@@ -73,7 +73,11 @@ def connect(uri: str) -> tuple[Any, str]:
     try:
         return remote.connect(uri)
     except (ImportError, ValueError) as error:
-        raise UsageError("MANIFEST_NO_FILESYSTEM", f"{uri} cannot be opened here: {error}") from error
+        raise UsageError(
+            "MANIFEST_NO_FILESYSTEM",
+            f"{uri} cannot be opened here: {error}; write a local path, s3://bucket/prefix, or another fsspec URL "
+            "whose package is installed",
+        ) from error
 
 
 def describe(uri: str, query: str | None = None) -> Entry | None:
@@ -301,6 +305,8 @@ def out_of_reach(uri: str, error: Exception) -> SerpipeError:
     """Say that a store refused or did not answer; nothing may be concluded about its files."""
     refused = remote.trouble(error) is remote.Trouble.FORBIDDEN
     hint = "check the credentials and their rights to list and read" if refused else "try again"
+    if remote.without_credentials(error):
+        hint = remote.SET_CREDENTIALS
     return SerpipeError("MANIFEST_OUT_OF_REACH", f"{uri} cannot be read ({said(error)}); {hint}", transient=not refused)
 
 

@@ -96,8 +96,16 @@ def certify(
         budget_s: seconds of one micro-batch.
 
     Raises:
-        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes.
+        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes; `DEVICE_MISSING`.
     """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "DEVICE_MISSING",
+            "this machine has no GPU that torch can use; certify on one that has, or leave --device out. With a GPU: "
+            "`nvidia-smi` shows its driver, and torch must be a build for CUDA",
+        )
     clips = _clips(audio)
     alone: dict[int, Outputs] = {}
     measures: list[Measure] = []

@@ -97,6 +97,6 @@ def from_hub(spec: ModelSpec, revision: str, files: tuple[str, ...]) -> str:
         pinned = f" --revision {wanted}" if wanted else ""
         raise ModelError(
             "MODEL_WEIGHTS_MISSING",
-            f"the weights of {spec.name} are not on this machine; fetch them with `hf download {spec.hub_id}{pinned}`, "
-            f"or give a folder as {spec.name}=DIRECTORY",
+            f"the weights of {spec.name} are not on this machine; fetch them with `hf download {spec.hub_id}{pinned}` "
+            f"(after `hf auth login` where its authors ask for consent), or give a folder as {spec.name}=DIRECTORY",
         ) from None

@@ -58,7 +58,7 @@ def test_every_program_gets_the_same_rows(table: str, store: Store, calm: tuple[
 def test_workers_read_the_same_rows(table: str, model: str | None, store: Store) -> None:
     rows = store.arrow(table, model)
     made = store.dataset(table, model)
-    read = pa.concat_tables([block for block in made.iter_batches(batch_format="pyarrow", batch_size=None)])
+    read = pa.concat_tables(list(made.iter_batches(batch_format="pyarrow", batch_size=None)))
     assert rows.num_rows
     assert set(read.column_names) == set(rows.column_names)
     assert _ids(read.select(rows.column_names)) == _ids(rows)
