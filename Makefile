@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
-.PHONY: demo report docs test test-slow test-s3 test-all check clean
+.PHONY: demo report docs test test-slow test-long test-s3 test-all check clean
 
 demo: $(VENV)/installed
 	$(BIN)/serpipe demo demo
@@ -22,10 +22,13 @@ docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not s3"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not long and not s3"
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not s3"
+	$(BIN)/python -m pytest -m "slow and not long and not s3"
+
+test-long: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "long and not s3"
 
 # Starts the store of infra/object-store by itself; as root it installs what that needs.
 test-s3: $(VENV)/installed-test
@@ -37,6 +40,7 @@ test-all:
 	$(MAKE) test
 	$(MAKE) test-slow
 	$(MAKE) test-s3
+	$(MAKE) test-long
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -22,15 +22,23 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-HERE = Path(__file__).resolve().parent
+
+STARTS_RAY = (
+    "tests/engine/",
+    "tests/test_readme.py",
+    "tests/test_mistakes.py",
+    "serpipe/engine/",
+    "serpipe/pseudolabel/",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file stays together, and everything that shares the Ray session does."""
+    """Side by side, a file stays together, and so does what starts Ray: two of them only delay each other."""
     for item in items:
-        shares_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.nodeid.partition("::")[0]))
+        file = item.nodeid.partition("::")[0]
+        with_ray = "ray_session" in getattr(item, "fixturenames", ()) or file.startswith(STARTS_RAY)
+        item.add_marker(pytest.mark.xdist_group("ray" if with_ray else file))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -16,8 +16,8 @@ from serpipe.engine import catalogue, label
 from serpipe.errors import UsageError
 from serpipe.manifest import Manifest, open_manifest
 from serpipe.manifest.schemas import RECORDINGS
-from serpipe.store import runs
-from serpipe.store.rows import RunFacts
+from serpipe.store import failing, runs
+from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
 
@@ -116,16 +116,16 @@ def test_bad_rows_are_refused_or_skipped(manifest: Manifest) -> None:
     catalogue.check(catalogue.Catalogue(read.parts, pa.table(read.bad.slice(0, 0))), skip_bad_rows=False)
 
 
-def test_bad_rows_are_logged_once(manifest: Manifest, tmp_path: Path) -> None:
-    """By the first run that meets them, before its work starts; not again by every later one."""
+def test_bad_rows_are_logged_when_they_are_others_than_before(manifest: Manifest, tmp_path: Path) -> None:
+    """By the run that meets them, before its work starts; not again by every later one."""
     storage, bad = Storage(str(tmp_path)), catalogue.read_here(manifest).bad
     twice = bad.filter(pc.equal(bad["error_code"], "MANIFEST_DUPLICATE_SEGMENT"))
     for run, rows in (("R1", twice), ("R2", bad), ("R3", bad)):
-        label._log_bad_rows(storage, rows, RunFacts(run_id=run, audio="a", models={}))
+        facts = RunFacts(run_id=run, audio="a", models={})
+        failing.log_manifest(storage, run, manifest.location, quarantine_rows(label._bad(rows), facts))
     logged = [row for name in storage.list("quarantine/") for row in pq.read_table(storage.path(name)).to_pylist()]
-    assert [row["run_id"] for row in logged].count("R1") == twice.num_rows == 10
-    assert len(logged) == bad.num_rows
-    assert sorted(row["code"] for row in logged) == sorted(bad["error_code"].to_pylist())
+    assert [row["run_id"] for row in logged] == ["R1"] * 10 + ["R2"] * bad.num_rows
+    assert sorted(row["code"] for row in logged[10:]) == sorted(bad["error_code"].to_pylist())
     assert {row["stage"] for row in logged} == {"manifest"}
 
 

@@ -33,7 +33,7 @@ for store, share, most in zip(stores, ("0", "0.05"), (0, 1000)):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_chaos_leaves_the_tables_of_a_calm_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site, archive = tmp_path / "site", tmp_path / "archive"

@@ -83,7 +83,7 @@ def _run(archive: Path, environment: dict[str, str], folder: Path, shape: str) -
     return store
 
 
-@pytest.mark.parametrize("shape", ["pools", "nodes", pytest.param("single", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", ["pools", "nodes", pytest.param("single", marks=pytest.mark.long)])
 def test_tables_do_not_depend_on_the_cluster(
     archive: Path, environment: dict[str, str], one_pool: str, tmp_path: Path, shape: str
 ) -> None:

@@ -86,7 +86,7 @@ def test_killed_in_the_middle_and_run_again(long_archive: Path, calm: str, tmp_p
     assert_same(calm, shaken)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("moment", ["catalogue", "decode", "write", "end"])

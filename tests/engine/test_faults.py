@@ -60,6 +60,7 @@ class Twice(StoreSink):
         return super().write(kept, ctx)
 
 
+@pytest.mark.slow
 def test_a_write_that_runs_twice_commits_once(
     archive: Path, calm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_write_that_runs_twice_commits_once(
     assert_same(calm, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_workers_killed_on_the_way(archive: Path, calm: str, tmp_path: Path) -> None:
     with killing(lambda: len(list(tmp_path.glob("predictions/*/*/*.parquet"))), every_s=1.0, most=3) as killed:
         result = serpipe.label(str(archive), str(tmp_path), segmentation=CUT)
@@ -88,6 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     libc.umount2(os.fsencode(folder), 2)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(archive: Path, calm: str, small_disk: Path) -> None:
     size = sum(path.stat().st_size for path in Path(calm).rglob("*") if path.is_file())
     ballast = small_disk / "ballast"
@@ -134,7 +137,7 @@ print(result.failed, result.unsettled, result.predictions)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("fatal", "alone", "counts"),
@@ -190,7 +193,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_node_that_goes_on_the_way(archive: Path, calm: str, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -123,6 +123,7 @@ def test_a_usage_error_leaves_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_nights_of_an_archive(tmp_path: Path) -> None:
     """One recording is new, one changed, and a model is added; weights change; the segmentation changes."""
     archive, store = tmp_path / "archive", str(tmp_path / "store")
@@ -205,7 +206,7 @@ main(["label", *sys.argv[1:], "--segment", "window:2/1"])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_on_request_ends_in_order(tmp_path: Path, how: signal.Signals) -> None:
     archive, store = tmp_path / "archive", str(tmp_path / "store")

@@ -62,6 +62,7 @@ def work(model: ModelRef, **options: object) -> Work:
     return Work(decode=decode, models=(model,), embeddings="utterance", threads=1, memory_bytes=1 << 30)
 
 
+@pytest.mark.slow
 def test_segments_that_kill_or_break_the_model_are_named_and_their_neighbours_labelled(
     fragile: ModelRef, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def run(site: Path, archive: Path, store: Path, *models: str, **more: str) -> st
     return done.stdout
 
 
+@pytest.mark.slow
 def test_poison_in_a_run_costs_one_row_each(site: Path, dangerous: Path, tmp_path: Path) -> None:
     run(site, dangerous, tmp_path / "store", "embedded", "fragile", HAZARD_KILL="get:deadly")
     store = serpipe.open(str(tmp_path / "store"))

@@ -37,7 +37,7 @@ def test_killed_at_every_third_state(passed: Callable[[str], Pass], name: str) -
     _some("memory", passed(name), name, "memory://third", every=3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in IN_FULL])
 def test_killed_at_every_point_of_the_others(passed: Callable[[str], Pass], name: str) -> None:
     _some("memory", passed(name), name, "memory://other", every=1)
@@ -55,7 +55,7 @@ def test_killed_at_every_point_on_disk(passed: Callable[[str], Pass], tmp_path: 
     recover("local disk", str(tmp_path), seen, SCENARIOS["first run"].again, states=seen.torn, between=readable)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "first run"])
 def test_killed_at_every_point_of_all_on_disk(passed: Callable[[str], Pass], name: str, tmp_path: Path) -> None:
     seen, scenario = passed(name), SCENARIOS[name]
@@ -68,7 +68,7 @@ def test_killed_over_s3(passed: Callable[[str], Pass], name: str, bucket: str) -
     _some("S3 (moto)", passed(name), name, f"{bucket}/{name.replace(' ', '-')}", every=9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_many_points_over_s3(passed: Callable[[str], Pass], name: str, bucket: str) -> None:
     """Of the first run all, of the others every fourth state."""
@@ -98,7 +98,7 @@ def test_killed_twice(passed: Callable[[str], Pass], name: str) -> None:
     _twice(seen, name, [len(seen.states) * 2 // 3])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_twice_at_many_pairs_of_points(passed: Callable[[str], Pass], name: str) -> None:
     """In every tenth state, then at each point of making that good; of the first run in each state."""

@@ -210,6 +210,6 @@ def test_nights() -> None:
     _nights(12, 16, derandomize=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_nights() -> None:
     _nights(60, 30, derandomize=False)

@@ -162,7 +162,7 @@ def test_overlapping_clips_of_each_channel_are_cut_exactly(tmp_path: Path) -> No
     assert len(assert_cut_exactly(path, "window:3/1", "split")) == 14
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_recordings_of_every_codec_are_cut_exactly(real_audio: Path) -> None:
     with (real_audio / "formats" / "index.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["tier"] == "core" and row["audio_streams"] == "1"]

@@ -19,7 +19,7 @@ from serpipe.testing import generic
 from serpipe.testing.speech import speech_like
 from tests.bench import Bench
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

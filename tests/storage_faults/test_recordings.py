@@ -46,7 +46,7 @@ def body(request: Request) -> bool:
 
 
 @pytest.mark.parametrize(
-    "known", [pytest.param(True, id="etag known"), pytest.param(False, id="etag asked for", marks=pytest.mark.slow)]
+    "known", [pytest.param(True, id="etag known"), pytest.param(False, id="etag asked for", marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize(
     ("count", "fault"),

@@ -83,8 +83,8 @@ def test_what_passes_does_not_show(proxy: Proxy, storage: Storage, operation: st
     "fault",
     [
         pytest.param(slow_down, id="throttled"),
-        pytest.param(internal_error, id="internal errors", marks=pytest.mark.slow),
-        pytest.param(reset, id="reset", marks=pytest.mark.slow),
+        pytest.param(internal_error, id="internal errors", marks=pytest.mark.long),
+        pytest.param(reset, id="reset", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("operation", OPERATIONS)
