@@ -16,11 +16,11 @@ from tests.tables import read
 
 @pytest.mark.usefixtures("ray_session")
 def test_all_models_in_one_pass(archive: Path, tmp_path: Path) -> None:
-    wanted = ["embedded"]
-    for name, spec in specs().items():
-        if spec.hub_id is not None:
-            wanted.append(f"{name}={make_checkpoint(name, tmp_path / 'checkpoints' / name)}")
-    assert len(wanted) >= 14
+    wanted = [
+        f"{name}={make_checkpoint(name, tmp_path / 'checkpoints' / name)}" if spec.hub_id else name
+        for name, spec in specs().items()
+    ]
+    assert len(wanted) >= 15
     store = str(tmp_path / "store")
     result = serpipe.label(str(archive / "a"), store, models=wanted, segmentation="window:6/3", embeddings="frame")
     opened = serpipe.open(store)
