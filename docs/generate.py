@@ -105,7 +105,13 @@ def commands() -> str:
         "",
     ]
     for words, command in _commands(main, "serpipe"):
-        context = click.Context(command, info_name=words, max_content_width=100, terminal_width=100)
+        context = click.Context(
+            command,
+            info_name=words,
+            max_content_width=100,
+            terminal_width=100,
+            help_option_names=main.context_settings["help_option_names"],
+        )
         lines += [f"## {words}", "", "```text", command.get_help(context), "```", ""]
     return "\n".join(lines)
 

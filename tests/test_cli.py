@@ -55,7 +55,9 @@ def test_every_help_shows_an_example_of_this_command(command: tuple[str, ...]) -
 def test_every_example_can_be_parsed(command: tuple[str, ...]) -> None:
     """Every option and argument of the example exists; nothing is run."""
     arguments = example(*command)[len(command) :]
-    COMMANDS[command].make_context(command[-1], arguments, parent=click.Context(main))
+    COMMANDS[command].make_context(
+        command[-1], arguments, parent=click.Context(main, help_option_names=main.context_settings["help_option_names"])
+    )
 
 
 def test_models_lists_labels_and_licence() -> None:

@@ -71,7 +71,9 @@ def _parse(group: click.Group, words: list[str]) -> None:
     if isinstance(command, click.Group) and rest:
         _parse(command, rest)
     else:
-        command.make_context(name, rest, parent=click.Context(main))
+        command.make_context(
+            name, rest, parent=click.Context(main, help_option_names=main.context_settings["help_option_names"])
+        )
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,10 @@ def bucket() -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("serpipe-store")
-        yield "s3://serpipe-store"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        # Servers of one process hold the same buckets.
+        name = f"serpipe-store-{uuid.uuid4().hex[:8]}"
+        fsspec.filesystem("s3").mkdir(name)
+        yield f"s3://{name}"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
