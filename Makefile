@@ -22,7 +22,7 @@ docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not long and not s3"
+	$(BIN)/python -m pytest -m "not slow and not long and not s3"
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "slow and not long and not s3"

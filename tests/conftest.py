@@ -10,7 +10,6 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,45 +17,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Two processes of tests on two cores: more threads would only wait for each other.
+# The same on every machine: what a sum of floats is depends on how many threads add.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-
-STARTS_RAY = (
-    "tests/engine/",
-    "tests/test_readme.py",
-    "tests/test_mistakes.py",
-    "serpipe/engine/",
-    "serpipe/pseudolabel/",
-)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file stays together, and so does what starts Ray: two of them only delay each other."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        with_ray = "ray_session" in getattr(item, "fixturenames", ()) or file.startswith(STARTS_RAY)
-        item.add_marker(pytest.mark.xdist_group("ray" if with_ray else file))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of tests hands on how many crash points it tried."""
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        from tests.faults.crashes import TRIED
-
-        output["crash_points"] = [[*key, count] for key, count in TRIED.items()]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Add what one process of tests tried to what the others did."""
-    from tests.faults.crashes import TRIED
-
-    for where, what, count in getattr(node, "workeroutput", {}).get("crash_points", []):
-        TRIED[where, what] += count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
