@@ -1,0 +1,1 @@
+"""What `jobs/benchmark.py` measures, a module per part of the road; `figures` is how."""
