@@ -1,0 +1,51 @@
+"""What is measured on: clips whose lengths are those of utterances, and checkpoints of full size with random weights."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from serpipe.testing import make_checkpoint, write_speech
+
+SHORTEST_S, LONGEST_S = 1.5, 11.0
+"""Of an utterance, in seconds."""
+
+_MEDIAN_S, _SPREAD = 4.0, 0.55
+
+
+def kept() -> Path:
+    """Folder of what takes long to make, kept from one benchmark to the next."""
+    return Path(tempfile.gettempdir()) / f"serpipe-benchmark-{os.getuid()}"
+
+
+def checkpoint(name: str) -> str:
+    """A checkpoint of full size with random weights, as `NAME=DIRECTORY`; made at the first time of asking."""
+    folder = kept() / "checkpoints" / name
+    if not (folder / "RANDOM_WEIGHTS").exists():
+        # It writes its mark last: a folder without one was left half-way.
+        make_checkpoint(name, folder, size="full")
+    return f"{name}={folder}"
+
+
+def lengths(seconds: float, *, seed: int = 0) -> list[float]:
+    """Lengths of utterances in seconds: log-normal, cut off at `SHORTEST_S` and `LONGEST_S`, together `seconds`.
+
+    Examples:
+        >>> round(sum(lengths(60.0)), 6), len(lengths(60.0))
+        (60.0, 13)
+    """
+    noise = np.random.default_rng(seed)
+    drawn: list[float] = []
+    while sum(drawn) < seconds:
+        drawn.append(float(np.clip(np.exp(noise.normal(np.log(_MEDIAN_S), _SPREAD)), SHORTEST_S, LONGEST_S)))
+    scale = seconds / sum(drawn)
+    return [length * scale for length in drawn]
+
+
+def write_clips(folder: Path, seconds: float, *, seed: int = 0) -> None:
+    """Write utterances as WAV files of 16 kHz, together `seconds` long."""
+    for number, length in enumerate(lengths(seconds, seed=seed)):
+        write_speech(folder / f"{seed}-{number:05}.wav", seconds=length, seed=1000 * seed + number)
