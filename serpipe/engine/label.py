@@ -11,20 +11,17 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from serpipe import ids, plan
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
-from serpipe.audio.segment import parse_segmentation
-from serpipe.audio.stage import audio_facts, audio_fingerprint
-from serpipe.engine import catalogue, invalidation, settle
+from serpipe.audio.stage import audio_facts
+from serpipe.engine import catalogue, invalidation, request, settle
 from serpipe.engine.stopping import RunStopped, sigterm_stops
-from serpipe.errors import SerpipeError, UsageError
-from serpipe.manifest import Manifest, open_manifest
-from serpipe.models.certificate import best_dtype
+from serpipe.errors import SerpipeError
+from serpipe.manifest import open_manifest
 from serpipe.models.passport import issue, versions
-from serpipe.models.registry import ModelRef, resolve
+from serpipe.models.registry import ModelRef
 from serpipe.pack import ID
 from serpipe.store import closing, failing, layout, ledger, mend, runs, version
 from serpipe.store.lease import Lease
@@ -149,7 +146,7 @@ def label(
         (2, None)
     """
     began = time.monotonic()
-    references = _resolved(models, dtype)
+    references = request.resolved(models, dtype)
     fingerprints = {model.name: model.fp for model in references}
     found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     storage = Storage(store)
@@ -160,11 +157,10 @@ def label(
         mended = mend.mend(storage)
         # A run that was killed leaves one object a commit; planning would read them all.
         ledger.compact(storage)
-        read = _catalogue(found, storage, run_id, address, stack)
+        read = request.read(found, storage, run_id, lambda: _cluster(address, stack))
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
-        segmentation = str(parse_segmentation(segmentation or _default_segmentation(read)))
-        channels = channels or _default_channels(read)
-        audio = audio_fingerprint(segmentation, channels)
+        cut = request.cut(read, segmentation, channels)
+        segmentation, channels, audio = cut.segmentation, cut.channels, cut.audio
         facts = RunFacts(run_id=run_id, audio=audio, models=fingerprints)
         failing.log_manifest(storage, run_id, found.location, quarantine_rows(_bad(read.bad), facts))
         todo = plan.make_plan(
@@ -173,7 +169,7 @@ def label(
             read.parts,
             audio=audio,
             models=fingerprints,
-            by_length=segmentation in ("whole", "given"),
+            by_length=cut.by_length,
             decoders=decoders or 1,
             relabel=relabel,
         )
@@ -277,20 +273,6 @@ def _so_far(storage: Storage, run_id: str) -> str:
     )
 
 
-def _resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
-    if not models:
-        raise UsageError("MODEL_NONE", "no model was asked for; name one with --model, `serpipe models` lists them")
-    if dtype == "auto":
-        references = [replace(model, dtype=best_dtype(model)[0]) for model in map(resolve, models)]
-    else:
-        references = [resolve(model, dtype=dtype) for model in models]
-    names = [model.name for model in references]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError("MODEL_TWICE", f"model {name!r} was asked for twice; name each model once")
-    return references
-
-
 def _passport(storage: Storage, model: ModelRef) -> str:
     """Hash of a model's passport; a model that this store has not seen is loaded and looked at first."""
     name = layout.passport(model.name, model.fp, ids.fingerprint(*sorted(f"{k}={v}" for k, v in versions().items())))
@@ -299,40 +281,12 @@ def _passport(storage: Storage, model: ModelRef) -> str:
     return hashlib.sha256(storage.get(name)).hexdigest()
 
 
-def _catalogue(
-    found: Manifest, storage: Storage, run_id: str, address: str | None, stack: ExitStack
-) -> catalogue.Catalogue:
-    if catalogue.is_small(found):
-        return catalogue.read_here(found)
-    kept = catalogue.unchanged(storage, found)
-    if kept is not None:
-        return kept
-    _cluster(address, stack)
-    return catalogue.read_with_ray(found, storage, run_id)
-
-
 def _cluster(address: str | None, stack: ExitStack) -> Cluster:
     from serpipe.engine.cluster import joined
 
     cluster = stack.enter_context(joined(address))
     stack.enter_context(sigterm_stops())
     return cluster
-
-
-def _default_segmentation(read: catalogue.Catalogue) -> str:
-    return (
-        "given"
-        if any(pc.any(pc.greater(pc.list_value_length(part()["given"]), 0)).as_py() for part in read.parts)
-        else "vad"
-    )
-
-
-def _default_channels(read: catalogue.Catalogue) -> Channels:
-    for part in read.parts:
-        given = part()["given"].combine_chunks().flatten()
-        if len(given) > given.field("channel").null_count:
-            return "split"
-    return "mix"
 
 
 @contextmanager

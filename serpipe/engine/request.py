@@ -1,0 +1,118 @@
+"""What a run is asked for, made out the same way whether it is then carried out or only forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow.compute as pc
+
+from serpipe.audio.decode import Channels
+from serpipe.audio.segment import parse_segmentation
+from serpipe.audio.stage import audio_fingerprint
+from serpipe.engine import catalogue
+from serpipe.errors import UsageError
+from serpipe.manifest import Manifest
+from serpipe.models.certificate import best_dtype
+from serpipe.models.registry import ModelRef, resolve
+from serpipe.store.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How recordings become segments.
+
+    Attributes:
+        segmentation: as `serpipe.audio.segment.parse_segmentation` writes it.
+        channels: `mix`, `first` or `split`.
+    """
+
+    segmentation: str
+    channels: Channels
+
+    @property
+    def audio(self) -> str:
+        """The audio fingerprint."""
+        return audio_fingerprint(self.segmentation, self.channels)
+
+    @property
+    def by_length(self) -> bool:
+        """Whether recordings of like length are planned together, so that a pack holds like lengths."""
+        return self.segmentation in ("whole", "given")
+
+
+def resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
+    """The models that are asked for, hashed and not loaded.
+
+    Args:
+        models: as `serpipe.models.registry.resolve` takes them.
+        dtype: number format, or `auto`.
+
+    Raises:
+        UsageError: `MODEL_NONE`, `MODEL_TWICE`, `MODEL_UNKNOWN`.
+        ModelError: `MODEL_WEIGHTS_MISSING`.
+    """
+    if not models:
+        raise UsageError("MODEL_NONE", "no model was asked for; name one with --model, `serpipe models` lists them")
+    if dtype == "auto":
+        references = [replace(model, dtype=best_dtype(model)[0]) for model in map(resolve, models)]
+    else:
+        references = [resolve(model, dtype=dtype) for model in models]
+    names = [model.name for model in references]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError("MODEL_TWICE", f"model {name!r} was asked for twice; name each model once")
+    return references
+
+
+def read(
+    found: Manifest, storage: Storage, run: str, join: Callable[[], object], *, into: Storage | None = None
+) -> catalogue.Catalogue:
+    """The recordings of a manifest: read here, kept from an earlier run, or read by a cluster.
+
+    Args:
+        found: the manifest.
+        storage: the store.
+        run: the run that reads it.
+        join: joins the cluster, where one is needed.
+        into: where a catalogue that a cluster reads goes; the store by default.
+    """
+    if catalogue.is_small(found):
+        return catalogue.read_here(found)
+    kept = catalogue.unchanged(storage, found)
+    if kept is not None:
+        return kept
+    join()
+    return catalogue.read_with_ray(found, into or storage, run)
+
+
+def cut(recordings: catalogue.Catalogue, segmentation: str | None, channels: Channels | None) -> Cut:
+    """How recordings are cut, by request or by what the manifest says of them.
+
+    Args:
+        recordings: of the manifest.
+        segmentation: `given`, `whole`, `window:6/3` or `vad`; by default `given` where the manifest has times, else
+            `vad`.
+        channels: by default `split` where the manifest names channels, else `mix`.
+
+    Raises:
+        UsageError: `SEGMENTATION_INVALID`.
+    """
+    parsed = parse_segmentation(segmentation or _default_segmentation(recordings))
+    return Cut(str(parsed), channels or _default_channels(recordings))
+
+
+def _default_segmentation(recordings: catalogue.Catalogue) -> str:
+    return (
+        "given"
+        if any(pc.any(pc.greater(pc.list_value_length(part()["given"]), 0)).as_py() for part in recordings.parts)
+        else "vad"
+    )
+
+
+def _default_channels(recordings: catalogue.Catalogue) -> Channels:
+    for part in recordings.parts:
+        given = part()["given"].combine_chunks().flatten()
+        if len(given) > given.field("channel").null_count:
+            return "split"
+    return "mix"
