@@ -1,8 +1,9 @@
-"""What is measured on: clips whose lengths are those of utterances, and checkpoints of full size with random weights."""
+"""What is measured on: clips as long as utterances are, and checkpoints of full size with random weights."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -49,3 +50,11 @@ def write_clips(folder: Path, seconds: float, *, seed: int = 0) -> None:
     """Write utterances as WAV files of 16 kHz, together `seconds` long."""
     for number, length in enumerate(lengths(seconds, seed=seed)):
         write_speech(folder / f"{seed}-{number:05}.wav", seconds=length, seed=1000 * seed + number)
+
+
+def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> None:
+    """Put one Opus file under many names, as a feed of episodes."""
+    master = Path(write_speech(kept() / f"podcast-{seconds:.0f}.opus", seconds=seconds, sample_rate=48_000))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        shutil.copyfile(master, folder / f"{number:05}.opus")

@@ -19,6 +19,7 @@ from serpipe import plan
 from serpipe.audio.stage import Decode
 from serpipe.engine import pipeline
 from serpipe.engine.alone import Alone, Undecodable, Unusable, Work, with_settled
+from serpipe.engine.preflight import BUSY_CPUS
 from serpipe.engine.progress import Board
 from serpipe.engine.sink import StoreSink
 from serpipe.engine.source import PlanSource
@@ -138,7 +139,7 @@ class _Careful:
                 threads=max(pool.cores, 1),
                 memory_bytes=_node_memory(),
             ),
-            cpus=self._stages.actor_cpus,
+            cpus=BUSY_CPUS,
             gpus=pool.gpus,
         )
         sink = self._sink.of(replace(self._facts, models=models), stage)

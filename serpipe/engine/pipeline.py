@@ -31,6 +31,9 @@ from serpipe.pack import rows_of, samples_of
 TASK_RETRIES = 2
 """How often a task or an actor's call is tried again after its worker died. Ray's own default is for ever."""
 
+LEAST_BLOCK_BYTES = 1 << 20
+"""What Ray cuts no block below; the rows of a read task stay together."""
+
 NO_PROGRESS_S = 7200.0
 """Seconds without any block after which Ray gives a run up; nodes of a spot market take their time to come."""
 
@@ -43,12 +46,14 @@ class Pool:
         models: what each of its actors hosts.
         actors: how many.
         cores: CPU cores of one actor; 0 beside a GPU.
+        cpus: CPUs that one actor reserves.
         gpus: GPUs of one actor.
     """
 
     models: tuple[ModelRef, ...]
     actors: int
     cores: int
+    cpus: float
     gpus: float
 
 
@@ -58,6 +63,7 @@ class Stages:
 
     Attributes:
         decoders: decode actors.
+        decoder_cpus: CPUs that one of them reserves.
         pools: model pools, in the order a pack passes them.
         segmentation: how recordings are cut.
         channels: which channels are labelled.
@@ -65,10 +71,10 @@ class Stages:
         embeddings: `utterance`, `frame` or `none`.
         pack_seconds: audio of a pack.
         limits: what one file may cost.
-        actor_cpus: CPUs that an actor reserves for each core it uses.
     """
 
     decoders: int
+    decoder_cpus: float
     pools: tuple[Pool, ...]
     segmentation: str
     channels: Channels
@@ -76,7 +82,6 @@ class Stages:
     embeddings: str
     pack_seconds: float
     limits: Limits
-    actor_cpus: float
 
     @property
     def models(self) -> dict[str, str]:
@@ -137,7 +142,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
     Raises:
         SerpipeError: `RUN_BROKEN`, Ray gave up, with its reason; what made the store refuse commits for good.
     """
-    with _context(), warnings.catch_warnings():
+    with _context(stages), warnings.catch_warnings():
         # The bounded retries have no other name in Ray 2.60; see `_bounded`.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.read_datasource(
@@ -151,7 +156,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             fn_constructor_kwargs={"board": board, **stages.decode},
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=stages.actor_cpus,
+            num_cpus=stages.decoder_cpus,
             label_selector=placed("decode"),
             compute=ray.data.ActorPoolStrategy(size=stages.decoders),
             **_bounded(),
@@ -168,7 +173,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
                 },
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=stages.actor_cpus * pool.cores,
+                num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
                 label_selector=placed("label"),
                 compute=ray.data.ActorPoolStrategy(size=pool.actors),
@@ -192,7 +197,7 @@ def _bounded() -> dict[str, Any]:
 
 
 @contextmanager
-def _context() -> Iterator[None]:
+def _context(stages: Stages) -> Iterator[None]:
     """Ray Data's settings for the length of a run; the caller's own are put back."""
     context = ray.data.DataContext.get_current()
     wanted = {
@@ -201,6 +206,8 @@ def _context() -> Iterator[None]:
         "max_consecutive_actor_init_deaths": 3,
         "execution_no_progress_timeout_s": NO_PROGRESS_S,
         "enable_progress_bars": False,
+        # A block a pack: gathered to more, a pool's actors would wait for the end of what one of them is given.
+        "target_max_block_size": max(round(stages.pack_seconds * SAMPLE_RATE * 4 / 2), LEAST_BLOCK_BYTES),
     }
     before = {name: getattr(context, name) for name in wanted}
     for name, value in wanted.items():

@@ -19,53 +19,58 @@ class Need:
     """What a pipeline holds from its first to its last second.
 
     Attributes:
-        decoders: decode actors, one core each.
-        pools: for each model pool its actors and the cores and GPUs of one.
+        cpus: CPUs that its actors reserve.
+        gpus: GPUs that they reserve.
+        pools: model pools.
         pack_bytes: audio of the largest usual pack.
-        actor_cpus: CPUs that an actor reserves for each core it uses.
     """
 
-    decoders: int
-    pools: tuple[tuple[int, float, float], ...]
+    cpus: float
+    gpus: float
+    pools: int
     pack_bytes: int
-    actor_cpus: float
-
-    @property
-    def cpus(self) -> float:
-        """CPUs held by actors."""
-        return self.actor_cpus * (self.decoders + sum(actors * cores for actors, cores, _ in self.pools))
-
-    @property
-    def gpus(self) -> float:
-        """GPUs held by actors."""
-        return sum(actors * gpus for actors, _, gpus in self.pools)
 
 
-ACTOR_CPUS = 0.9
-"""CPUs that an actor reserves for each core it uses; the tenth is where reads and writes find room."""
+BUSY_CPUS = 0.9
+"""CPUs that an actor reserves for each core it keeps busy; the tenth is where all others find room."""
+
+LIGHT_CPUS = 0.05
+"""CPUs that reserves what mostly waits: reads and writes for storage, the actors of a light stage for the busy one."""
 
 LEAST_CPUS = 1
 """CPUs of the smallest cluster: there one actor of each kind shares them, and takes its time."""
 
-LIGHT_CPUS = 0.05
-"""CPUs that a read or write task reserves: it waits for storage."""
 
-
-def actor_cpus(cores: int, *, cpus: float) -> float:
-    """What one actor of each kind reserves for each core, where there may be fewer cores than actors.
+def busy_actors(light: int, *, cpus: float) -> int:
+    """How many actors find a core of their own.
 
     Args:
-        cores: that the actors use together.
+        light: actors that reserve `LIGHT_CPUS` beside them.
         cpus: CPUs of the cluster.
 
     Examples:
-        >>> actor_cpus(2, cpus=4.0), actor_cpus(2, cpus=1.0)
-        (0.9, 0.45)
+        >>> busy_actors(1, cpus=2.0), busy_actors(8, cpus=64.0)
+        (2, 70)
     """
-    if cpus < LEAST_CPUS:
-        return ACTOR_CPUS
+    return floor((cpus - LIGHT_CPUS * (light + 2)) / BUSY_CPUS + 1e-9)
+
+
+def shared_cpus(busy: int, light: int, *, cpus: float) -> float:
+    """What each busy actor reserves where there may be fewer cores than one of each kind.
+
+    Args:
+        busy: actors that keep a core busy.
+        light: actors that reserve `LIGHT_CPUS` beside them.
+        cpus: CPUs of the cluster.
+
+    Examples:
+        >>> shared_cpus(1, 1, cpus=4.0), shared_cpus(1, 1, cpus=1.0)
+        (0.9, 0.85)
+    """
+    if cpus < LEAST_CPUS or not busy:
+        return BUSY_CPUS
     # Ray counts in ten-thousandths.
-    return min(ACTOR_CPUS, floor((cpus - 2 * LIGHT_CPUS) / cores * 10_000) / 10_000)
+    return min(BUSY_CPUS, floor((cpus - LIGHT_CPUS * (light + 2)) / busy * 10_000 + 1e-6) / 10_000)
 
 
 def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) -> None:
@@ -81,7 +86,7 @@ def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) ->
         UsageError: `CLUSTER_TOO_FEW_GPUS`, `CLUSTER_TOO_FEW_CPUS`, `CLUSTER_STORE_TOO_SMALL`.
 
     Examples:
-        >>> need = Need(decoders=2, pools=((1, 0.0, 1.0), (1, 0.0, 1.0)), pack_bytes=20 << 20, actor_cpus=ACTOR_CPUS)
+        >>> need = Need(cpus=1.8, gpus=2.0, pools=2, pack_bytes=20 << 20)
         >>> check(need, cpus=4, gpus=1, object_store_bytes=1 << 30)
         Traceback (most recent call last):
         serpipe.errors.UsageError: CLUSTER_TOO_FEW_GPUS: the model pools hold 2 GPUs and the cluster has 1; use \
@@ -103,7 +108,7 @@ one pool, or add GPUs
             f"decoders and model pools hold {round(need.cpus, 2):g} CPUs, reads and writes {2 * LIGHT_CPUS:g}, "
             f"and the cluster has {cpus:g}; {remedy}",
         )
-    operators = 3 + len(need.pools)
+    operators = 3 + need.pools
     share = object_store_bytes * STORE_SHARE * RESERVED_SHARE / operators
     if need.pack_bytes > share:
         wanted = need.pack_bytes * operators / (STORE_SHARE * RESERVED_SHARE)

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 SMALL_PARAMETERS = 10_000_000
 """Below this a model labels faster than a core decodes."""
 
+CORES_PER_SMALL = 4
+"""Cores whose decoders one actor of small models keeps up with."""
+
+CORES_PER_DECODER = 8
+"""Cores whose large models one decoder keeps up with."""
+
+LARGE_PACK_S = 20.0
+"""Audio of a pack of large models on CPU cores: some seconds of work, so that all cores end at about the same time."""
+
 SPEECH_SEGMENT_S = 5.0
 """Seconds of a usual segment of speech between pauses."""
 
@@ -58,48 +67,75 @@ def stages(
     """
     wanted = _own_pools(models, own)
     shared = tuple(model for model in models if model.name not in wanted)
-    gpu = cluster.gpus >= 1
-    cores = int(cluster.cpus)
-    small = all(model.spec.parameters < SMALL_PARAMETERS for model in models)
     groups = [(tuple(m for m in models if m.name == name), actors) for name, actors in wanted.items()]
     if shared:
         groups.append((shared, None))
-    held = sum(actors or 1 for _, actors in groups)
-    if decoders is None:
-        # Beside GPUs every core decodes; without, a small model labels as fast as its decoder, a large one far slower.
-        share = cores if gpu else min(cores - held, cores // 2 if small else cores // 8)
-        decoders = max(1, min(share, tasks))
-    devices = int(cluster.gpus) if gpu else max(cores - decoders, 1)
-    spare = devices - sum(actors or 0 for _, actors in groups)
-    undecided = sum(1 for _, actors in groups if actors is None)
-    pools = []
-    for hosted, actors in groups:
-        if actors is None:
-            actors = min(max(1, spare // undecided), tasks)
-        pools.append(Pool(models=hosted, actors=actors, cores=0 if gpu else 1, gpus=1.0 if gpu else 0.0))
-    pack_seconds = float(UNIT_S) if gpu or small else 60.0
-    actor_cpus = preflight.ACTOR_CPUS
-    if decoders == 1 and all(pool.actors == 1 for pool in pools):
-        actor_cpus = preflight.actor_cpus(1 + sum(pool.cores for pool in pools), cpus=cluster.cpus)
+    gpu = cluster.gpus >= 1
+    small = all(model.spec.parameters < SMALL_PARAMETERS for model in models)
+    if gpu or small:
+        decoders, counts = _decoding(groups, cluster, decoders, tasks)
+    else:
+        decoders, counts = _labelling(groups, cluster, decoders, tasks)
+    light, busy = (0 if gpu else sum(counts), decoders) if gpu or small else (decoders, sum(counts))
+    busy_cpus = preflight.BUSY_CPUS
+    if decoders == 1 and set(counts) == {1}:
+        busy_cpus = preflight.shared_cpus(busy, light, cpus=cluster.cpus)
+    decoder_cpus, pool_cpus = (busy_cpus, preflight.LIGHT_CPUS) if gpu or small else (preflight.LIGHT_CPUS, busy_cpus)
+    pools = tuple(
+        Pool(models=hosted, actors=actors, cores=0, cpus=0.0, gpus=1.0)
+        if gpu
+        else Pool(models=hosted, actors=actors, cores=1, cpus=pool_cpus, gpus=0.0)
+        for (hosted, _), actors in zip(groups, counts, strict=True)
+    )
+    pack_seconds = float(UNIT_S) if gpu or small else LARGE_PACK_S
     need = preflight.Need(
-        decoders=decoders,
-        pools=tuple((pool.actors, pool.cores, pool.gpus) for pool in pools),
+        cpus=decoders * decoder_cpus + sum(pool.actors * pool.cpus for pool in pools),
+        gpus=sum(pool.actors * pool.gpus for pool in pools),
+        pools=len(pools),
         # A pack is closed at its budget, and a unit is never split.
         pack_bytes=round(max(pack_seconds, UNIT_S)) * SAMPLE_RATE * 4,
-        actor_cpus=actor_cpus,
     )
     preflight.check(need, cpus=cluster.cpus, gpus=cluster.gpus, object_store_bytes=cluster.object_store_bytes)
     return Stages(
         decoders=decoders,
-        pools=tuple(pools),
+        decoder_cpus=decoder_cpus,
+        pools=pools,
         segmentation=segmentation,
         channels=channels,
         speech=speech,
         embeddings=embeddings,
         pack_seconds=pack_seconds,
         limits=limits,
-        actor_cpus=actor_cpus,
     )
+
+
+Groups = Sequence[tuple[tuple[ModelRef, ...], int | None]]
+"""Models that share a pool, and how many actors of it were asked for."""
+
+
+def _decoding(groups: Groups, cluster: Cluster, decoders: int | None, tasks: int) -> tuple[int, list[int]]:
+    """Decoders and actors of each group where decoding keeps the cores busy: beside GPUs, or with small models."""
+    devices = int(cluster.gpus) if cluster.gpus >= 1 else max(int(cluster.cpus) // CORES_PER_SMALL, 1)
+    counts = _shares(groups, devices, tasks)
+    if decoders is None:
+        light = 0 if cluster.gpus >= 1 else sum(counts)
+        decoders = max(1, min(int(cluster.cpus), preflight.busy_actors(light, cpus=cluster.cpus), tasks))
+    return decoders, counts
+
+
+def _labelling(groups: Groups, cluster: Cluster, decoders: int | None, tasks: int) -> tuple[int, list[int]]:
+    """Decoders and actors of each group where networks keep the cores busy."""
+    cores = int(cluster.cpus)
+    if decoders is None:
+        decoders = max(1, min(cores // CORES_PER_DECODER, tasks))
+    return decoders, _shares(groups, min(cores, preflight.busy_actors(decoders, cpus=cluster.cpus)), tasks)
+
+
+def _shares(groups: Groups, devices: int, tasks: int) -> list[int]:
+    """Actors of each group: as many as were asked for, the others what is left in equal parts."""
+    spare = devices - sum(actors or 0 for _, actors in groups)
+    undecided = sum(1 for _, actors in groups if actors is None)
+    return [min(max(1, spare // undecided), tasks) if actors is None else actors for _, actors in groups]
 
 
 def _own_pools(models: Sequence[ModelRef], own: Sequence[str]) -> dict[str, int | None]:

@@ -132,7 +132,7 @@ def run(function: Callable[[Rules, Any], Any], rules: Rules, work: Sequence[Any]
     import ray
     import ray.data
 
-    from serpipe.engine.preflight import ACTOR_CPUS
+    from serpipe.engine.preflight import BUSY_CPUS
 
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
@@ -147,7 +147,7 @@ def run(function: Callable[[Rules, Any], Any], rules: Rules, work: Sequence[Any]
                 fn_kwargs={"rules": rules},
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=ACTOR_CPUS,
+                num_cpus=BUSY_CPUS,
                 max_retries=TASK_RETRIES,
             )
             for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serpipe.engine.preflight import ACTOR_CPUS, Need, check
+from serpipe.engine.preflight import BUSY_CPUS, Need, check
 from serpipe.errors import UsageError
 
 GIB = 1 << 30
@@ -14,7 +14,10 @@ PLENTY = {"cpus": 1000.0, "gpus": 100.0, "object_store_bytes": 1000.0 * GIB}
 
 
 def need(decoders: int = 2, pools: tuple[tuple[int, float, float], ...] = ((1, 1.0, 0.0),), pack_mib: int = 1) -> Need:
-    return Need(decoders=decoders, pools=pools, pack_bytes=pack_mib << 20, actor_cpus=ACTOR_CPUS)
+    """Pools are actors, cores and GPUs of each; every core is busy."""
+    cpus = BUSY_CPUS * (decoders + sum(actors * cores for actors, cores, _ in pools))
+    gpus = sum(actors * gpus for actors, _, gpus in pools)
+    return Need(cpus=cpus, gpus=gpus, pools=len(pools), pack_bytes=pack_mib << 20)
 
 
 def test_too_few_gpus() -> None:

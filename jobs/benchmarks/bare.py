@@ -1,0 +1,129 @@
+"""The parts of the pipeline without the pipeline: a loop that decodes, a loop that labels, one process a core.
+
+    python jobs/benchmarks/bare.py MODEL DTYPE PACK_S FILE...
+
+Loads the model, says `ready`, waits for a line, decodes every file with libsndfile and soxr, runs the bare network over
+all of it cut into equal pieces, and prints the seconds of audio.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000
+
+PIECE_S = 5.0
+"""Seconds of one row of a batch; every row is as long, so that nothing is padding."""
+
+
+def decoded(path: str) -> NDArray[np.float32]:
+    """A file as mono at 16 kHz, read at once."""
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
+    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+
+
+def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
+    """The network of a model by itself, on (rows, samples)."""
+    import torch
+
+    torch.set_num_threads(1)
+    name, _, directory = model.partition("=")
+    if name == "embedded":
+        from safetensors.torch import load_file
+
+        from serpipe.models.embedded import SHIPPED
+        from serpipe.models.embedded.network import EmbeddedNetwork, LogMel
+
+        front, embedded = LogMel(), EmbeddedNetwork().eval()
+        embedded.load_state_dict(load_file(Path(SHIPPED) / "weights.safetensors"))
+
+        @torch.inference_mode()
+        def small(rows: NDArray[np.float32]) -> object:
+            return embedded(*front(torch.from_numpy(rows), torch.full((len(rows),), rows.shape[1])))
+
+        return small
+    from transformers import AutoModelForAudioClassification
+
+    large = AutoModelForAudioClassification.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+
+    @torch.inference_mode()
+    def run(rows: NDArray[np.float32]) -> object:
+        return large(torch.from_numpy(rows).to(large.dtype)).logits
+
+    return run
+
+
+def label(run: Callable[[NDArray[np.float32]], object], files: Sequence[str], pack_s: float) -> float:
+    """Decode and label files; the seconds of audio that they hold."""
+    held: list[NDArray[np.float32]] = []
+    piece, rows = round(PIECE_S * SAMPLE_RATE), max(1, round(pack_s / PIECE_S))
+    samples, waiting = 0, 0
+    for path in files:
+        held.append(decoded(path))
+        samples, waiting = samples + len(held[-1]), waiting + len(held[-1])
+        if waiting >= rows * piece:
+            every = np.concatenate(held)
+            full = len(every) // (rows * piece) * rows * piece
+            for batch in every[:full].reshape(-1, rows, piece):
+                run(batch)
+            held, waiting = [every[full:]], len(every) - full
+    rest = np.concatenate(held)
+    if len(rest) >= piece:
+        run(rest[: len(rest) // piece * piece].reshape(-1, piece))
+    if len(rest) % piece >= 400:
+        run(rest[-(len(rest) % piece) :][None])
+    return samples / SAMPLE_RATE
+
+
+def label_with_every_core(model: str, dtype: str, files: Sequence[str], *, pack_s: float, processes: int) -> float:
+    """Label files in so many processes; the seconds of audio that they do in a second, loading left out."""
+    command = [sys.executable, __file__, model, dtype, str(pack_s)]
+    workers = [
+        subprocess.Popen([*command, *files[n::processes]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for n in range(processes)
+    ]
+    try:
+        for worker in workers:
+            _line(worker)
+        began = time.monotonic()
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        seconds = sum(float(_line(worker)) for worker in workers)
+        return seconds / (time.monotonic() - began)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def _line(worker: subprocess.Popen[str]) -> str:
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line:
+        raise RuntimeError("a bare loop ended before its work did; its error is above")
+    return line
+
+
+def _main(model: str, dtype: str, pack_s: str, *files: str) -> None:
+    run = network(model, dtype)
+    run(np.zeros((1, round(PIECE_S * SAMPLE_RATE)), np.float32))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(label(run, files, float(pack_s)), flush=True)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
