@@ -148,7 +148,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
         dataset = ray.data.read_datasource(
             source,
             num_cpus=LIGHT_CPUS,
-            override_num_blocks=len(source.get_read_tasks(1)),
+            override_num_blocks=len(source),
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
         dataset = dataset.map_batches(
