@@ -1,8 +1,8 @@
 """How likely each 32 ms of a channel is speech: Silero's voice activity detector, run on a stream.
 
-The network is the wheel's own `silero_vad_16k_sequence.onnx`, a few hundred frames a call. The wheel's
-wrapper for it starts afresh at every call; here the LSTM's state and the context travel on, so that the
-probabilities are those of the usual frame-by-frame API however the recording arrives.
+The network is the wheel's own, its weights in the graph of `serpipe.audio.speech_network`, some frames a call. The
+LSTM's state and the context travel from call to call, so that the probabilities are those of the usual frame-by-frame
+API, to 5e-6, however the recording arrives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from serpipe.audio.speech_network import HOP, SPECTRA, WINDOW, network
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -24,8 +27,8 @@ FRAME = 512
 CONTEXT = 64
 """Samples of the frame before that the network sees in front of each frame."""
 
-GROUP = 256
-"""Frames a call (8.2 s). The speed is flat from 32 to 1024; memory and the probabilities' lag are not."""
+GROUP = 64
+"""Frames a call (2 s). The speed is flat from 32 to 1024; memory, caches and the probabilities' lag are not."""
 
 _STATE = (1, 1, 128)
 
@@ -46,9 +49,9 @@ class SpeechDetector:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[NDArray[np.float32]] = []
-        self._waiting_samples = 0
-        self._context = np.zeros(CONTEXT, np.float32)
+        # What the network saw last, and the samples that are not a group yet.
+        self._samples = np.zeros(CONTEXT + GROUP * FRAME, np.float32)
+        self._filled = CONTEXT
         self._h = np.zeros(_STATE, np.float32)
         self._c = np.zeros(_STATE, np.float32)
 
@@ -61,17 +64,16 @@ class SpeechDetector:
         Returns:
             float32 (frames,): probabilities in [0, 1] of the groups that became complete.
         """
-        # The caller may reuse its buffer before these samples have made a group.
-        self._waiting.append(np.array(samples, np.float32))
-        self._waiting_samples += len(samples)
-        if self._waiting_samples < GROUP * FRAME:
-            return np.empty(0, np.float32)
-        waiting = np.concatenate(self._waiting)
-        whole = len(waiting) // (GROUP * FRAME) * (GROUP * FRAME)
-        groups = waiting[:whole].reshape(-1, GROUP, FRAME)
-        self._waiting = [waiting[whole:].copy()]
-        self._waiting_samples = len(waiting) - whole
-        return np.concatenate([self._run(group) for group in groups])
+        heard = []
+        taken = 0
+        while taken < len(samples):
+            fresh = samples[taken : taken + len(self._samples) - self._filled]
+            self._samples[self._filled : self._filled + len(fresh)] = fresh
+            self._filled += len(fresh)
+            taken += len(fresh)
+            if self._filled == len(self._samples):
+                heard.append(self._run(GROUP))
+        return np.concatenate(heard) if heard else np.empty(0, np.float32)
 
     def finish(self) -> NDArray[np.float32]:
         """Ends the channel.
@@ -79,22 +81,30 @@ class SpeechDetector:
         Returns:
             float32 (frames,): probabilities of the frames still waiting; the last one is padded with zeros.
         """
-        waiting = np.concatenate([*self._waiting, np.zeros(-self._waiting_samples % FRAME, np.float32)])
-        self._waiting, self._waiting_samples = [], 0
-        if not len(waiting):
-            return waiting
-        return self._run(waiting.reshape(-1, FRAME))
+        if self._filled == CONTEXT:
+            return np.empty(0, np.float32)
+        frames = -(-(self._filled - CONTEXT) // FRAME)
+        self._samples[self._filled : CONTEXT + frames * FRAME] = 0.0
+        return self._run(frames)
 
-    def _run(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = np.empty((len(frames), CONTEXT + FRAME), np.float32)
-        inputs[:, CONTEXT:] = frames
-        inputs[0, :CONTEXT] = self._context
-        inputs[1:, :CONTEXT] = frames[:-1, -CONTEXT:]
-        self._context = frames[-1, -CONTEXT:].copy()
-        feeds = {"input": inputs, "h": self._h, "c": self._c}
+    def _run(self, frames: int) -> NDArray[np.float32]:
+        feeds = {"windows": self._windows(frames), "h": self._h, "c": self._c}
         speech: NDArray[np.float32]
-        speech, self._h, self._c = _session().run(("speech_probs", "hn", "cn"), feeds)
+        speech, self._h, self._c = _session().run(("speech", "hn", "cn"), feeds)
+        self._samples[:CONTEXT] = self._samples[frames * FRAME : frames * FRAME + CONTEXT]
+        self._filled = CONTEXT
         return speech
+
+    def _windows(self, frames: int) -> NDArray[np.float32]:
+        """What each spectrum sees: float32 (frames x 4, 256); the last of a frame sees its end mirrored too."""
+        windows = np.empty((frames, SPECTRA, WINDOW), np.float32)
+        seen = sliding_window_view(self._samples[: CONTEXT + frames * FRAME], CONTEXT + FRAME)[::FRAME]
+        for spectrum in range(SPECTRA):
+            inside = seen[:, spectrum * HOP : spectrum * HOP + WINDOW]
+            windows[:, spectrum, : inside.shape[1]] = inside
+        mirrored = WINDOW - inside.shape[1]
+        windows[:, -1, -mirrored:] = seen[:, -2 : -2 - mirrored : -1]
+        return windows.reshape(-1, WINDOW)
 
 
 @cache
@@ -105,11 +115,10 @@ def _session() -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # the file has unused constants, and every load would warn of them
-    return onnxruntime.InferenceSession(_network(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(network(_wheels()), options, providers=["CPUExecutionProvider"])
 
 
-def _network() -> Path:
+def _wheels() -> Path:
     """Finds the network inside the wheel without importing the package, which would import torch."""
     found = find_spec("silero_vad")
     if found is None or not found.submodule_search_locations:

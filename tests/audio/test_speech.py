@@ -60,12 +60,12 @@ BABBLE_WHOLE = detect(BABBLE, [])
 def test_probabilities_are_those_of_the_usual_api_on_real_speech(timeline: NDArray[np.float32]) -> None:
     expected = usual_api(timeline)
     assert np.ptp(expected) > 0.9  # both speech and silence are in it
-    np.testing.assert_allclose(detect(timeline, [100_000, 100_001, 3_000_000]), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(detect(timeline, [100_000, 100_001, 3_000_000]), expected, rtol=0, atol=5e-6)
 
 
 def test_probabilities_are_those_of_the_usual_api_on_made_sound() -> None:
     assert np.ptp(BABBLE_WHOLE) > 0.4
-    np.testing.assert_allclose(BABBLE_WHOLE, usual_api(BABBLE), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(BABBLE_WHOLE, usual_api(BABBLE), rtol=0, atol=5e-6)
 
 
 @settings(max_examples=25, deadline=None)
