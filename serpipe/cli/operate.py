@@ -30,9 +30,9 @@ def status(store: str, as_json: bool) -> None:
             click.echo(line)
         return
     out = asdict(found)
-    now = found.running and found.running.progress
-    if now:
-        out["running"]["progress"] |= {"x_realtime": now.x_realtime, "left_s": now.left_s}
+    for run, shown in zip(found.running, out["running"], strict=True):
+        if run.progress:
+            shown["progress"] |= {"x_realtime": run.progress.x_realtime, "left_s": run.progress.left_s}
     click.echo(json.dumps(out, indent=1))
 
 

@@ -28,6 +28,7 @@ from serpipe.manifest import (
     read_rows,
 )
 from serpipe.manifest.schemas import RECORDINGS
+from serpipe.shard import Shard
 from serpipe.store import parquet, runs
 from serpipe.store.storage import Storage
 
@@ -112,6 +113,16 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
     )
     signed = [_SIGNED.empty_table(), *folded.iter_batches(batch_size=None, batch_format="pyarrow")]
     return _stored(storage, run, pa.concat_tables([table.cast(_SIGNED) for table in signed]))
+
+
+def of_shard(part: Callable[[], pa.Table], shard: Shard) -> Callable[[], pa.Table]:
+    """A part of a catalogue without the recordings of other shards."""
+
+    def read() -> pa.Table:
+        recordings = part()
+        return recordings.filter(pa.array(shard.holds(recordings["recording_id"])))
+
+    return read
 
 
 def check(catalogue: Catalogue, *, skip_bad_rows: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from serpipe.errors import StoreError
+from serpipe.shard import Shard
 from serpipe.store import commit, layout, rewrite, runs
 from serpipe.store.storage import Storage
 
@@ -24,10 +26,30 @@ class Closed:
     deleted: int
 
 
-def close_interrupted(storage: Storage) -> list[Closed]:
-    """Finish a rewrite and close every run that began and never ended. Safe to repeat and to interrupt."""
-    rewrite.finish_interrupted(storage)
-    return [_close(storage, record) for record in runs.unfinished(storage)]
+def close_interrupted(storage: Storage, shard: Shard | None = None) -> list[Closed]:
+    """Finish a rewrite and close every run that began and never ended. Safe to repeat and to interrupt.
+
+    Args:
+        storage: the store; its lease, or that of the shard, is held.
+        shard: closes only runs that may hold recordings of the shard. What other shards of the same count left is
+            theirs, for their runs may be alive.
+
+    Raises:
+        StoreError: `STORE_REWRITING`, a rewrite was interrupted, and a shard alone may not finish it.
+    """
+    if shard is None:
+        rewrite.finish_interrupted(storage)
+    elif rewrite.under_way(storage):
+        raise StoreError(
+            "STORE_REWRITING",
+            f"taking units out of {storage.shown} was interrupted, and a run of one shard may not finish it; "
+            "`serpipe label` without --shard, `retry` or `gc` does",
+        )
+    return [_close(storage, record) for record in runs.unfinished(storage) if _concerns(record, shard)]
+
+
+def _concerns(record: runs.Run, shard: Shard | None) -> bool:
+    return shard is None or shard.conflicts(Shard.parse(record.shard) if record.shard else None)
 
 
 def _close(storage: Storage, record: runs.Run) -> Closed:

@@ -4,6 +4,10 @@ A claim is never taken away from another: whoever finds the highest one given ba
 number, and numbers are never used twice. So two that find the same dead holder cannot undo each other's claim, and a
 late sign of life goes to a claim that no longer counts.
 
+A claim is for the whole store or for a shard of it. Claims for different shards of one count stand side by side; of any
+others the higher number counts. A claim takes away only claims that everything it stands against would count over, so
+what has been taken over stays so.
+
 Where a store creates exclusively, a number belongs to one claim, and that is a promise. Elsewhere every claim has a
 name of its own: write, wait, list, the lowest of the number wins. That holds while a claim is listed within `SETTLE_S`.
 """
@@ -12,15 +16,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from serpipe.errors import StoreError
+from serpipe.shard import Shard
 from serpipe.store import runs
 from serpipe.store.storage import Storage
 
@@ -52,6 +60,7 @@ class Holder:
         place: machine, boot and process namespace, in which `pid` means something.
         since: UTC, ISO 8601.
         state: `claimed` while it waits for others' claims to show.
+        shard: what of the store it is for, as `0/4`; nothing stands for the whole.
     """
 
     token: str
@@ -61,6 +70,13 @@ class Holder:
     place: str
     since: str
     state: Literal["claimed", "held", "released"]
+    shard: str = ""
+
+    def conflicts(self, other: Holder) -> bool:
+        """Whether two must not hold at once."""
+        if not self.shard or not other.shard:
+            return True
+        return Shard.parse(self.shard).conflicts(Shard.parse(other.shard))
 
 
 class Lease:
@@ -69,21 +85,23 @@ class Lease:
     Args:
         storage: the store.
         run_id: the run that wants to write.
+        shard: the recordings it will write of; all by default.
 
     Raises:
-        StoreError: `STORE_HELD`, another run writes there; the message says which, where and since when.
+        StoreError: `STORE_HELD`, another run writes there, or in the same shard; the message says which, where and
+            since when.
 
     Examples:
         >>> import tempfile
         >>> storage = Storage(tempfile.mkdtemp())
         >>> with Lease(storage, "R1"):
-        ...     holder(storage).run_id
-        'R1'
-        >>> holder(storage) is None
-        True
+        ...     [holder.run_id for holder in holders(storage)]
+        ['R1']
+        >>> holders(storage)
+        []
     """
 
-    def __init__(self, storage: Storage, run_id: str) -> None:
+    def __init__(self, storage: Storage, run_id: str, *, shard: Shard | None = None) -> None:
         self._storage = storage
         self._me = Holder(
             token=secrets.token_hex(8),
@@ -93,25 +111,25 @@ class Lease:
             place=_place(),
             since=runs.now(),
             state="held" if storage.exclusive else "claimed",
+            shard="" if shard is None else str(shard),
         )
         self._name = ""
         self._ended = threading.Event()
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
 
     def __enter__(self) -> Lease:
-        for _ in range(3):
-            number, claims = _highest(self._storage)
-            for name, other in claims.items():
-                if not _gone(self._storage, name, other):
-                    raise self._refused(other)
-            if self._claim(number + 1):
+        for attempt in range(_TRIES):
+            found = _read(self._storage)
+            rivals = self._rivals(found)
+            self._refuse_living(rivals)
+            if self._claim(max(map(_number, found), default=0) + 1, gone=rivals):
                 break
+            # Others claim shards of their own at the same moment.
+            time.sleep(random.uniform(0, 0.02) * attempt)
         else:
             raise self._refused(None)
-        for name in _claims(self._storage):
-            if _number(name) <= number:
-                self._storage.delete(name)
-        if any(other.state != "released" for other in claims.values()):
+        self._clear()
+        if any(other.state != "released" for other in rivals.values()):
             time.sleep(GRACE_S)
         self._beat.start()
         return self
@@ -130,8 +148,12 @@ class Lease:
         """
         check(self._storage, self._me.run_id)
 
-    def _claim(self, number: int) -> bool:
+    def _claim(self, number: int, *, gone: Collection[str] = ()) -> bool:
         """Claim a number; False where it is too late for it.
+
+        Args:
+            number: above every one that was listed.
+            gone: claims that were found to stand in nobody's way.
 
         Raises:
             StoreError: `STORE_HELD`, several claimed it and another's counts.
@@ -140,25 +162,56 @@ class Lease:
             self._name = f"{FOLDER}{number:010d}.json"
             if not self._storage.create(self._name, _text(self._me)):
                 return False
-            if _highest(self._storage)[0] == number:
-                return True
+        else:
+            self._name = f"{FOLDER}{number:010d}-{self._me.token}.json"
+            self._write("claimed")
+            time.sleep(SETTLE_S)
+        found = _read(self._storage)
+        late = self._storage.exclusive and max(map(_number, found), default=0) > number
+        others = {name: other for name, other in found.items() if name != self._name}
+        # A listing is not of one moment: one that began in the meantime may show only now.
+        new = {name: other for name, other in self._rivals(others).items() if name not in gone}
+        try:
+            if self._storage.exclusive:
+                self._refuse_living({} if late else new)
+            else:
+                self._refuse_rivals(number, new)
+        except StoreError:
+            self._storage.delete(self._name)
+            raise
+        if late:
             # Free again only because higher ones came and went since the claims were listed.
             self._storage.delete(self._name)
             return False
-        self._name = f"{FOLDER}{number:010d}-{self._me.token}.json"
-        self._write("claimed")
-        time.sleep(SETTLE_S)
-        highest, claims = _highest(self._storage)
-        others = [other for other in claims.values() if other.token != self._me.token]
-        # One that holds already has waited as long, and saw none of us.
-        rivals = [
-            other for other in others if highest > number or other.state == "held" or other.token < self._me.token
-        ]
-        if rivals:
-            self._storage.delete(self._name)
-            raise self._refused(rivals[0])
-        self._write("held")
+        if not self._storage.exclusive:
+            self._write("held")
         return True
+
+    def _refuse_rivals(self, number: int, new: dict[str, Holder]) -> None:
+        for name, other in new.items():
+            # One that holds already has waited as long, and saw none of us.
+            if (
+                _number(name) > number
+                or other.state == "held"
+                or (_number(name), other.token) < (number, self._me.token)
+            ):
+                raise self._refused(other)
+
+    def _rivals(self, found: dict[str, Holder]) -> dict[str, Holder]:
+        """Those that count of the claims that must not stand beside this one."""
+        return {name: other for name, other in _counting(found).items() if self._me.conflicts(other)}
+
+    def _refuse_living(self, rivals: dict[str, Holder]) -> None:
+        for name, other in rivals.items():
+            if not _gone(self._storage, name, other):
+                raise self._refused(other)
+
+    def _clear(self) -> None:
+        """Delete lower claims; those beside which others stand only where this one stands against all of them too."""
+        number = _number(self._name)
+        for name, other in _read(self._storage).items():
+            if _number(name) < number and self._me.shard in ("", other.shard):
+                self._storage.delete(name)
 
     def _refused(self, other: Holder | None) -> StoreError:
         who = (
@@ -186,46 +239,65 @@ class Lease:
         self._storage.put(self._name, _text(replace(self._me, state=state)))
 
 
-def holder(storage: Storage) -> Holder | None:
-    """Who holds a store, or None. One whose process is known to have ended does not; one elsewhere may be dead too."""
-    _, claims = _highest(storage)
-    held = [claim for claim in claims.values() if claim.state == "held" and not _ended_here(claim)]
-    return held[0] if held else None
+def holders(storage: Storage) -> list[Holder]:
+    """Who holds a store, or shards of it. Whose process is known to have ended does not; one elsewhere may be dead."""
+    return [claim for claim in _held(storage).values() if not _ended_here(claim)]
 
 
 def check(storage: Storage, run_id: str) -> None:
-    """Make sure that a run still holds the store, for workers that may have outlived it.
+    """Make sure that a run still holds the store or its shard, for workers that may have outlived it.
 
     Raises:
         StoreError: `STORE_LOST`, it does not; what it has not committed is another run's to do.
     """
-    _, claims = _highest(storage)
-    held = [claim for claim in claims.values() if claim.state == "held"]
-    if not held or held[0].run_id != run_id:
+    if not any(claim.run_id == run_id for claim in _held(storage).values()):
         raise StoreError("STORE_LOST", f"run {run_id} no longer holds {storage.root}; its last rows are not committed")
-
-
-def _claims(storage: Storage) -> list[str]:
-    return [name for name in storage.list(FOLDER) if name != CLOCK]
 
 
 def _number(name: str) -> int:
     return int(name.removeprefix(FOLDER)[:10])
 
 
-def _highest(storage: Storage) -> tuple[int, dict[str, Holder]]:
-    """The highest number, and its claims in order; more than one only where create is not exclusive."""
-    names = _claims(storage)
-    number = max(map(_number, names), default=0)
-    found = {}
-    for name in names:
-        if _number(name) == number:
-            try:
-                found[name] = Holder(**json.loads(storage.get(name)))
-            except FileNotFoundError:
-                # Withdrawn, or given way to a higher one, since it was listed.
-                continue
-    return number, found
+def _read(storage: Storage) -> dict[str, Holder]:
+    """Every claim by name, in order."""
+    names = [name for name in storage.list(FOLDER) if name != CLOCK]
+    if len(names) > 1:
+        with ThreadPoolExecutor(min(len(names), _AT_ONCE)) as pool:
+            claims = list(pool.map(lambda name: _claim_of(storage, name), names))
+    else:
+        claims = [_claim_of(storage, name) for name in names]
+    return {name: claim for name, claim in zip(names, claims, strict=True) if claim is not None}
+
+
+def _claim_of(storage: Storage, name: str) -> Holder | None:
+    try:
+        return Holder(**json.loads(storage.get(name)))
+    except FileNotFoundError:
+        # Withdrawn, or given way to a higher one, since it was listed.
+        return None
+
+
+def _counting(found: dict[str, Holder]) -> dict[str, Holder]:
+    """Claims that no higher one stands against; several of one number only where create is not exclusive."""
+    return {
+        name: claim
+        for name, claim in found.items()
+        if not any(_number(above) > _number(name) and other.conflicts(claim) for above, other in found.items())
+    }
+
+
+def _held(storage: Storage) -> dict[str, Holder]:
+    """Claims that hold: of those of one number that stand against each other, the first."""
+    held: dict[str, Holder] = {}
+    for name, claim in _counting(_read(storage)).items():
+        if claim.state == "held" and not any(other.conflicts(claim) for other in held.values()):
+            held[name] = claim
+    return held
+
+
+_TRIES = 30
+
+_AT_ONCE = 16
 
 
 def _text(claim: Holder) -> bytes:

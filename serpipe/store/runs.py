@@ -12,6 +12,9 @@ from typing import Any, Literal
 from serpipe.store import layout
 from serpipe.store.storage import Storage
 
+TABLES = ("recordings", "segments", "predictions", "embeddings", "frames", "quarantine", "ledger")
+"""What a run's commits are made of."""
+
 MANY = 16
 """Records of a remote store above which they are read side by side."""
 
@@ -28,22 +31,26 @@ class Run:
             marked `running`, left open is closed by the next run, which marks it `interrupted`.
         started: UTC, ISO 8601.
         ended: UTC, ISO 8601.
+        shard: the recordings it asked for, as `0/4`; nothing stands for all.
         manifest: where the manifest lies, without a query.
         audio: audio fingerprint.
         models: name to model fingerprint.
         asked: the options, for the record.
         result: counts at the end; of a stopped run, under `stopped`, what stopped it.
+        forecast: what `serpipe plan` had said of it; empty where it was not given.
     """
 
     run_id: str
     state: State = "running"
     started: str = ""
     ended: str | None = None
+    shard: str = ""
     manifest: str = ""
     audio: str = ""
     models: dict[str, str] = field(default_factory=dict)
     asked: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    forecast: dict[str, Any] = field(default_factory=dict)
 
 
 def new_run_id() -> str:
@@ -85,6 +92,78 @@ def load(storage: Storage) -> list[Run]:
 def unfinished(storage: Storage) -> list[Run]:
     """Runs that began and did not come to their end, and that no later run has closed."""
     return [run for run in load(storage) if run.state in ("running", "stopped")]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure of a run beside its forecast.
+
+    Attributes:
+        what: `wall`, `audio`, `segments`, `quarantine` or `bytes`.
+        unit: `s`, `h`, or empty for a count.
+        forecast: what was said.
+        actual: what it was.
+    """
+
+    what: str
+    unit: str
+    forecast: float
+    actual: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Actual over forecast; None where the forecast was nothing."""
+        return self.actual / self.forecast if self.forecast else None
+
+
+def compared(run: Run) -> list[Compared]:
+    """What a run took beside what was forecast; nothing for one without a forecast or an end.
+
+    Examples:
+        >>> run = Run(
+        ...     run_id="R1",
+        ...     state="finished",
+        ...     result={"elapsed_s": 90.0, "audio_s": 7200.0, "segments": 9, "failed": 0, "bytes": 50},
+        ...     forecast={
+        ...         "wall_s": 100.0,
+        ...         "work": {"audio_s": {"value": 3600.0}},
+        ...         "segments": {"value": 10.0},
+        ...         "quarantined": {"value": 0.0},
+        ...         "bytes": {"segments": 40.0},
+        ...     },
+        ... )
+        >>> [(line.what, line.ratio) for line in compared(run)]
+        [('wall', 0.9), ('audio', 2.0), ('segments', 0.9), ('quarantine', None), ('bytes', 1.25)]
+    """
+    said, was = run.forecast, run.result
+    if not said or run.state != "finished":
+        return []
+    return [
+        Compared("wall", "s", said["wall_s"], was["elapsed_s"]),
+        Compared("audio", "h", said["work"]["audio_s"]["value"] / 3600, was["audio_s"] / 3600),
+        Compared("segments", "", said["segments"]["value"], was["segments"]),
+        Compared("quarantine", "", said["quarantined"]["value"], was["failed"]),
+        Compared("bytes", "", sum(said["bytes"].values()), was["bytes"]),
+    ]
+
+
+def told(line: Compared) -> str:
+    """A figure beside its forecast, for people.
+
+    Examples:
+        >>> told(Compared("wall", "s", 100.0, 90.0)), told(Compared("quarantine", "", 0.0, 2))
+        ('wall: forecast 100 s, was 90 s (0.90)', 'quarantine: forecast 0, was 2')
+    """
+    form, unit = (",.2f", " h") if line.unit == "h" else (",.0f", f" {line.unit}" if line.unit else "")
+    ratio = "" if line.ratio is None else f" ({line.ratio:.2f})"
+    return f"{line.what}: forecast {line.forecast:{form}}{unit}, was {line.actual:{form}}{unit}{ratio}"
+
+
+def written(storage: Storage, run_id: str) -> int:
+    """Bytes that a run has put into the tables of the store."""
+    names = [name for table in TABLES for name in storage.list(f"{table}/") if f"/{run_id}-" in name]
+    with ThreadPoolExecutor(1 if storage.local else MANY) as pool:
+        return sum(pool.map(lambda name: int(storage.fs.size(storage.path(name))), names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

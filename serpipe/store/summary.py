@@ -44,13 +44,14 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """The run that holds a store.
+    """A run that holds a store, or a shard of it.
 
     Attributes:
         run_id: which.
         host: where.
         pid: its process there.
         since: UTC, ISO 8601.
+        shard: its shard of the recordings, as `0/4`; nothing stands for all.
         progress: how far it is; None before its pipeline has started.
     """
 
@@ -58,6 +59,7 @@ class Running:
     host: str
     pid: int
     since: str
+    shard: str
     progress: runs.Progress | None
 
 
@@ -71,7 +73,7 @@ class Status:
         hours: audio of these.
         models: by name, then fingerprint.
         failing: what fails now, rows by code, most first.
-        running: who writes there now.
+        running: who writes there now, each in a shard of its own where there are several.
         runs: the last ones, oldest first; one that died is `interrupted`.
     """
 
@@ -80,21 +82,26 @@ class Status:
     hours: float
     models: tuple[ModelStatus, ...]
     failing: dict[str, int]
-    running: Running | None
+    running: tuple[Running, ...]
     runs: tuple[runs.Run, ...]
 
 
 def status(store: Store) -> Status:
-    """Look at a store, and at the run that writes there."""
-    held = lease.holder(store.storage)
-    running = None
-    if held:
-        told = runs.load_progress(store.storage, held.run_id)
-        running = Running(run_id=held.run_id, host=held.host, pid=held.pid, since=held.since, progress=told)
+    """Look at a store, and at the runs that write there."""
+    running = tuple(
+        Running(
+            run_id=held.run_id,
+            host=held.host,
+            pid=held.pid,
+            since=held.since,
+            shard=held.shard,
+            progress=runs.load_progress(store.storage, held.run_id),
+        )
+        for held in lease.holders(store.storage)
+    )
+    alive = {run.run_id for run in running}
     every = [
-        replace(run, state="interrupted")
-        if run.state == "running" and not (held and held.run_id == run.run_id)
-        else run
+        replace(run, state="interrupted") if run.state == "running" and run.run_id not in alive else run
         for run in store.runs()
     ]
     recordings, failing = store.recordings(), store.failing()
@@ -123,12 +130,14 @@ def lines(status: Status) -> Iterator[str]:
     for run in status.runs:
         ended = f", ended {run.ended}" if run.ended else ""
         yield f"run {run.run_id}: {run.state}, started {run.started}{ended}, {run.manifest}"
-    if status.running:
-        yield _running(status.running)
+        for line in runs.compared(run):
+            yield f"  {runs.told(line)}"
+    yield from map(_running, status.running)
 
 
 def _running(run: Running) -> str:
-    who = f"running: {run.run_id} on {run.host} (process {run.pid}) since {run.since}"
+    shard = f", shard {run.shard}," if run.shard else ""
+    who = f"running: {run.run_id}{shard} on {run.host} (process {run.pid}) since {run.since}"
     now = run.progress
     if now is None:
         return f"{who}; it has not begun to label"
@@ -172,7 +181,13 @@ def _left(
     if not planned:
         return {}
     run = planned[-1]
-    work = pa.concat_tables(plans.tasks(store.storage, run.run_id, ["recording_id", "work_s", "kept"]))
+    # The runs of several shards make one plan together.
+    together = {other.shard: other for other in planned if other.shard.partition("/")[2] == run.shard.partition("/")[2]}
+    work = pa.concat_tables(
+        table
+        for other in together.values()
+        for table in plans.tasks(store.storage, other.run_id, ["recording_id", "work_s", "kept"])
+    )
     kept = work["kept"].to_pylist()
     events = failing.filter(pc.not_equal(failing["stage"], "manifest"))["recording_id"].unique()
     other = events.filter(pc.invert(current.among(events, work["recording_id"])))

@@ -25,7 +25,7 @@ from serpipe.models.embedded import SHIPPED
 from serpipe.models.passport import issue
 from serpipe.models.registry import resolve
 from serpipe.store import layout, runs, summary, version
-from serpipe.store.lease import holder
+from serpipe.store.lease import holders
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
 from tests.tables import read
@@ -119,7 +119,7 @@ def test_a_usage_error_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="POOL_UNKNOWN"):
         serpipe.label(str(tmp_path / "archive"), store, segmentation="whole", pools=["nobody"])
     assert serpipe.open(store).runs() == []
-    assert holder(Storage(store)) is None
+    assert holders(Storage(store)) == []
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -225,7 +225,7 @@ def test_a_run_stopped_on_request_ends_in_order(tmp_path: Path, how: signal.Sign
     assert "serpipe: RUN_STOPPED: the run was stopped; " in err
     assert " are committed, and the same command goes on from there" in err
     assert "Traceback" not in err
-    assert holder(Storage(store)) is None
+    assert holders(Storage(store)) == []
     (record,) = runs.load(Storage(store))
     assert record.state == "stopped"
     told = json.loads(Storage(store).get(layout.progress(record.run_id)))

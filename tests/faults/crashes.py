@@ -91,7 +91,7 @@ def recover(
         if between is not None and version.NAME in state:
             between(storage)
         again(storage)
-        assert lease.holder(storage) is None
+        assert lease.holders(storage) == []
         assert _all(storage) == seen.calm
         forget(at)
     # Only passes of which every state was made good are counted.

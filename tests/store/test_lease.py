@@ -67,8 +67,8 @@ def _hold(storage: Storage, *, number: int = 7, silent_s: float = 0.0, **facts: 
 
 
 def _held_by(storage: Storage) -> str | None:
-    found = lease.holder(storage)
-    return found.run_id if found else None
+    found = lease.holders(storage)
+    return found[0].run_id if found else None
 
 
 def test_the_second_is_refused_with_who_where_and_since_when(storage: Storage) -> None:

@@ -29,7 +29,7 @@ def test_what_is_done_and_failed_by_model(calm: tuple[str, list[str]], bench: Be
         assert (model.left_recordings, model.left_hours) == (0, 0.0)
     assert found.failing == {"SEGMENT_SILENT": 2, "SEGMENT_TOO_SHORT": 2, "AUDIO_UNDECODABLE": 1}
     assert [run.state for run in found.runs] == ["finished"]
-    assert found.running is None
+    assert found.running == ()
 
 
 def test_the_same_in_words(calm: tuple[str, list[str]], bench: Bench) -> None:
