@@ -18,7 +18,7 @@ from serpipe.models import checkpoint
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
 from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths
 from serpipe.models.odyssey import FILES
-from serpipe.models.transformers_encoder import Encoder, bake, build_encoder, encode
+from serpipe.models.transformers_encoder import Encoder, bake, build_encoder, encode, place
 
 WAVLM_LARGE: Mapping[str, Any] = {
     "hidden_size": 1024,
@@ -158,9 +158,8 @@ class OdysseyAdapter:
         checkpoint.fill(made, tensors, model=spec.name, optional=["ssl_model.masked_spec_embed"])
         weights = sum(tensor.numel() for tensor in tensors.values())
         bake(made.ssl_model)
-        made.to(device)
-        nn.Module.to(made.ssl_model, number)
-        self._network, self._device, self._number = made, torch.device(device), number
+        self._network, self._device, self._number = made.to(device), torch.device(device), number
+        place(made.ssl_model, self._device, number)
         self._sha256 = checkpoint.content_sha256(directory, FILES)
         self._spec = replace(spec, embedding_width=made.ssl_model.config.hidden_size, parameters=weights)
 

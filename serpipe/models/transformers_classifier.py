@@ -28,7 +28,7 @@ from serpipe.models.checkpoint import (
 )
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
 from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths, standardised
-from serpipe.models.transformers_encoder import Encoder, bake, build_encoder, encode
+from serpipe.models.transformers_encoder import Encoder, bake, build_encoder, encode, place
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -92,8 +92,8 @@ class Network(nn.Module):
         with torch.device("meta"):
             weights = torch.empty(encoder.config.num_hidden_layers + 1)
             self.layer_weights = nn.Parameter(weights) if encoder.config.use_weighted_layer_sum else None
-            _place(self, head.first, nn.Linear(width, inner))
-            _place(self, head.second, nn.Linear(inner, labels))
+            _attach(self, head.first, nn.Linear(width, inner))
+            _attach(self, head.second, nn.Linear(inner, labels))
 
     @property
     def encoder(self) -> Encoder:
@@ -126,8 +126,8 @@ class ClassifierAdapter:
         self._normalise = normalise
         self._device = torch.device(device)
         self._dtype = torch_dtype(dtype)
-        nn.Module.to(network.encoder, self._dtype)
         self._network = network.to(self._device).eval()
+        place(network.encoder, self._device, self._dtype)
 
     @property
     def spec(self) -> ModelSpec:
@@ -289,7 +289,7 @@ def _tensors(folder: Path, model: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _place(parent: nn.Module, name: str, child: nn.Module) -> None:
+def _attach(parent: nn.Module, name: str, child: nn.Module) -> None:
     *path, last = name.split(".")
     for step in path:
         if not hasattr(parent, step):

@@ -3,13 +3,13 @@
 The stock networks are exact in a padded batch but for three things, which are mended here: the group norm of the
 first convolution of "group" models takes its statistics over the padding too; their own weighted layer sum keeps every
 layer's output alive; and since Transformers 5.16 that sum takes the last layer from before the encoder's final norm
-(huggingface/transformers #44114, #48087), where the checkpoints were trained with what comes after it.
+(huggingface/transformers #44114, #48087), where the checkpoints were trained with what comes after it. Their layers
+are run one by one here, without hooks, so that two threads may run one encoder; a batch without padding needs no mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +22,15 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from serpipe.errors import ModelError
 from serpipe.models.masking import CONVOLUTIONS, frame_count, valid
+from serpipe.models.packed import (
+    Norm,
+    PackedConvolution,
+    PackedFrontEnd,
+    exact_gelu,
+    layer_norm,
+    pack_linears,
+    packable,
+)
 from serpipe.models.wavlm_attention import FusedWavLMAttention
 
 _CLASSES: dict[str, tuple[Any, Any]] = {
@@ -92,6 +101,26 @@ def bake(encoder: Encoder) -> None:
     parametrize.remove_parametrizations(encoder.encoder.pos_conv_embed.conv, "weight")
 
 
+def place(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
+    """Put a baked encoder on a device in a number format; on a CPU, in the layouts that are fastest there."""
+    nn.Module.to(encoder, device, dtype)
+    if packable(device, dtype):
+        pack(encoder)
+
+
+def pack(encoder: nn.Module) -> None:
+    """Replace the layers of a HuBERT-like network by packed ones, where its activations allow it."""
+    parts: Any = encoder
+    layers = parts.feature_extractor.conv_layers
+    if all(exact_gelu(layer.activation) for layer in layers):
+        norms = [_packed_norm(getattr(layer, "layer_norm", None)) for layer in layers]
+        parts.feature_extractor = PackedFrontEnd([layer.conv for layer in layers], norms)
+    positional = parts.encoder.pos_conv_embed
+    if exact_gelu(positional.activation):
+        parts.encoder.pos_conv_embed = PackedConvolution(positional.conv, gelu=True)
+    pack_linears(encoder)
+
+
 def encode(encoder: Encoder, waveforms: Tensor, lengths: Tensor, *, layer_weights: Tensor | None = None) -> Encoded:
     """Run an encoder over a padded batch.
 
@@ -101,16 +130,16 @@ def encode(encoder: Encoder, waveforms: Tensor, lengths: Tensor, *, layer_weight
         lengths: int64 (n,), samples of each, at least 400.
         layer_weights: (layers + 1,), before their softmax, for the input of the first layer and the output of each.
     """
-    features = _features(encoder, waveforms, lengths).transpose(1, 2)
+    features = _features(encoder, waveforms, lengths)
     mask = valid(frame_count(lengths), features.shape[1])
     projected = encoder.feature_projection(features)
     hidden = projected[0] if isinstance(projected, tuple) else projected
     if layer_weights is None:
         return Encoded(_layers(encoder, hidden, mask), None, mask)
     *inputs, final = layer_weights.double().softmax(-1).tolist()
-    with _summed_inputs(encoder.encoder.layers, inputs) as total:
-        last = _layers(encoder, hidden, mask)
-    return Encoded(last, total().add_(last, alpha=final), mask)
+    total = torch.zeros_like(hidden, dtype=torch.float32)
+    last = _layers(encoder, hidden, mask, weights=inputs, total=total)
+    return Encoded(last, total.add_(last, alpha=final), mask)
 
 
 def masked_group_norm(channels: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -134,9 +163,19 @@ def masked_group_norm(channels: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> 
     return (scaled * norm.weight.float()[:, None] + norm.bias.float()[:, None]).to(channels.dtype)
 
 
+def _packed_norm(norm: nn.Module | None) -> Norm | None:
+    if isinstance(norm, nn.GroupNorm):
+        return lambda hidden, lengths: masked_group_norm(hidden.transpose(1, 2), lengths, norm).transpose(1, 2)
+    return layer_norm(norm) if isinstance(norm, nn.LayerNorm) else None
+
+
 def _features(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> Tensor:
-    first: Any
-    first, *others = encoder.feature_extractor.conv_layers
+    """(n, frames, channels)."""
+    extractor: Any = encoder.feature_extractor
+    if isinstance(extractor, PackedFrontEnd):
+        packed: Tensor = extractor(waveforms, lengths)
+        return packed
+    first, *others = extractor.conv_layers
     hidden: Tensor = waveforms[:, None]
     if encoder.config.feat_extract_norm == "group":
         kernel, stride = CONVOLUTIONS[0]
@@ -146,34 +185,38 @@ def _features(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> Tensor:
         hidden = first(hidden)
     for layer in others:
         hidden = layer(hidden)
+    return hidden.transpose(1, 2)
+
+
+def _layers(
+    encoder: Encoder, hidden: Tensor, mask: Tensor, *, weights: Sequence[float] = (), total: Tensor | None = None
+) -> Tensor:
+    """The last hidden states; every layer's input is added to the total as it passes by, and none is kept."""
+    stack: Any = encoder.encoder
+    wavlm = isinstance(encoder, transformers.WavLMModel)
+    keys: Tensor | None = None
+    if not bool(mask.all()):
+        hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+        keys = _attended(mask) if wavlm else _attended(mask)[:, None, None, :]
+    hidden = hidden + stack.pos_conv_embed(hidden)
+    if not encoder.config.do_stable_layer_norm:
+        hidden = stack.layer_norm(hidden)
+    bias: Tensor | None = None
+    for number, layer in enumerate(stack.layers):
+        if total is not None:
+            total.add_(hidden, alpha=weights[number])
+        if wavlm:
+            hidden, bias = layer(hidden, attention_mask=keys, position_bias=bias)
+        else:
+            hidden = layer(hidden, attention_mask=keys)
+    if encoder.config.do_stable_layer_norm:
+        hidden = stack.layer_norm(hidden)
     return hidden
 
 
-def _layers(encoder: Encoder, hidden: Tensor, mask: Tensor) -> Tensor:
-    # The stock encoder zeroes what the mask leaves out before its positional convolution, and hides it as keys.
-    last: Tensor = encoder.encoder(hidden, attention_mask=mask).last_hidden_state
-    return last
-
-
-@contextmanager
-def _summed_inputs(layers: nn.ModuleList, weights: list[float]) -> Iterator[Callable[[], Tensor]]:
-    """While it lasts, every layer's input is added to a float32 sum as it passes by; none is kept."""
-    total: list[Tensor] = []
-
-    def adding(weight: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if not total:
-                total.append(torch.zeros_like(inputs[0], dtype=torch.float32))
-            total[0].add_(inputs[0], alpha=weight)
-
-        return add
-
-    handles = [layer.register_forward_pre_hook(adding(weight)) for layer, weight in zip(layers, weights, strict=True)]
-    try:
-        yield lambda: total[0]
-    finally:
-        for handle in handles:
-            handle.remove()
+def _attended(mask: Tensor) -> Tensor:
+    """Frames that others may attend to."""
+    return mask
 
 
 def _refuse_unmaskable(config: transformers.PretrainedConfig, model: str) -> None:
