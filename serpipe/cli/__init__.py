@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from serpipe import __version__
-from serpipe.cli import export, label, mend, models, operate, pseudolabel, report, submit, train
+from serpipe.cli import export, label, mend, models, operate, plan, pseudolabel, report, submit, train
 from serpipe.cli.exits import EXIT_BROKEN, EXIT_USAGE
 from serpipe.errors import SerpipeError, UsageError
 
@@ -39,6 +39,7 @@ def main() -> None:
 for command in (
     label.demo,
     label.label,
+    plan.plan,
     operate.status,
     operate.failures,
     submit.submit,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serpipe.cli.asked import asked, roles_of
 from serpipe.cli.exits import EXIT_BROKEN, EXIT_QUARANTINE
-from serpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from serpipe.engine.label import Result
@@ -34,61 +34,8 @@ def demo(directory: str) -> None:
 
 
 @click.command()
-@click.argument("manifest")
-@click.argument("store")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=("embedded",),
-    show_default=True,
-    help="NAME or NAME=DIRECTORY; may be given again.",
-)
-@click.option(
-    "--segment",
-    "segmentation",
-    help="given, whole, window:LENGTH/HOP in seconds, or vad  [default: given where the manifest has times, else vad]",
-)
-@click.option(
-    "--channels",
-    type=click.Choice(["mix", "first", "split"]),
-    help="[default: split where the manifest names channels, else mix]",
-)
-@click.option("--embeddings", type=click.Choice(["utterance", "frame", "none"]), default="utterance", show_default=True)
-@click.option(
-    "--speech-share/--no-speech-share",
-    "speech",
-    default=True,
-    show_default=True,
-    help="Measure how much of each segment is speech.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
-    default="float32",
-    show_default=True,
-    help="Number format; auto takes what `serpipe models certify` found.",
-)
-@click.option("--format", "format_", help="Of the manifest, where it is not recognised.")
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="ROLE=NAME",
-    help="A column of the manifest by hand, as uri=path_on_disk.",
-)
-@click.option("--base", help="Folder that relative uris of the manifest start from  [default: the manifest's own]")
-@click.option(
-    "--allow-root",
-    "allow_roots",
-    multiple=True,
-    metavar="ROOT",
-    help="A folder, bucket or prefix; MANIFEST may name files in those that are given only  [default: anywhere]",
-)
-@click.option("--skip-bad-rows", is_flag=True, help="Put rows that cannot be used in quarantine and go on.")
+@asked
 @click.option("--address", help="Of a Ray cluster  [default: the one around, else one on this machine]")
-@click.option("--decoders", type=click.IntRange(min=1), help="Decode actors  [default: what the cluster carries]")
-@click.option("--pool", "pools", multiple=True, metavar="NAME[:ACTORS]", help="Give a model a pool of its own.")
 @click.option(
     "--max-failed",
     type=click.FloatRange(0, 1),
@@ -97,10 +44,11 @@ def demo(directory: str) -> None:
     help="Share of this run's recordings in quarantine, whole or in part, above which the exit code is 3.",
 )
 @click.option(
-    "--relabel",
-    is_flag=True,
-    help="Label again what other weights, another adapter, dtype, decoder, segmentation or channels have labelled.",
+    "--shard",
+    metavar="INDEX/COUNT",
+    help="Only this share of the recordings, 0/COUNT the first; the others may run at the same time elsewhere.",
 )
+@click.option("--forecast", type=click.Path(dir_okay=False), help="What `serpipe plan --out` wrote, to be compared.")
 def label(
     manifest: str,
     store: str,
@@ -121,12 +69,12 @@ def label(
     """
     from serpipe.engine.label import label as run
 
-    roles = dict(_role(column) for column in columns)
+    roles = roles_of(columns)
     if options["dtype"] == "auto":
         for line in _dtypes(options["models"]):
             click.echo(line)
     try:
-        result = run(manifest, store, format=format_, columns=roles or None, **options)
+        result = run(manifest, store, format=format_, columns=roles, **options)
     except KeyboardInterrupt as stop:
         why = stop or "the run was stopped before it had labelled anything; the same command starts it again"
         click.echo(f"serpipe: RUN_STOPPED: {why}", err=True)
@@ -174,10 +122,3 @@ def _dtypes(models: tuple[str, ...]) -> list[str]:
 
     references = [resolve(model) for model in models]
     return [f"{model.name}: {dtype}, {why}" for model in references for dtype, why in [best_dtype(model)]]
-
-
-def _role(text: str) -> tuple[str, str]:
-    role, equals, name = text.partition("=")
-    if not equals or not role or not name:
-        raise UsageError("COLUMN_INVALID", f"--column {text!r} is not ROLE=NAME; write it as uri=path_on_disk")
-    return role, name

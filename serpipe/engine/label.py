@@ -19,11 +19,13 @@ from serpipe.audio.stage import audio_facts
 from serpipe.engine import catalogue, invalidation, request, settle
 from serpipe.engine.stopping import RunStopped, sigterm_stops
 from serpipe.errors import SerpipeError
+from serpipe.forecast import read as read_forecast
 from serpipe.manifest import open_manifest
-from serpipe.models.passport import issue, versions
+from serpipe.models.passport import issue
 from serpipe.models.registry import ModelRef
 from serpipe.pack import ID
-from serpipe.store import closing, failing, layout, ledger, mend, runs, version
+from serpipe.shard import Shard
+from serpipe.store import closing, failing, ledger, mend, runs, version
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
@@ -104,6 +106,8 @@ def label(
     limits: Limits | None = None,
     allow_roots: Sequence[str] = (),
     relabel: bool = False,
+    forecast: str | None = None,
+    shard: str | None = None,
 ) -> Result:
     """Label what a manifest names and the store does not hold yet.
 
@@ -128,6 +132,8 @@ def label(
         allow_roots: folders, buckets or prefixes outside of which the manifest may name nothing; anywhere by default.
         relabel: label again what the same models labelled with other weights, another adapter, number format,
             decoder, segmentation or treatment of channels.
+        forecast: file that `serpipe plan --out` wrote; the run's record sets what it took beside it.
+        shard: `INDEX/COUNT`, indices from 0: only this share of the recordings, beside runs of the other shares.
 
     Returns:
         Counts. Success means that plan and ledger agree but for what is in quarantine.
@@ -146,17 +152,21 @@ def label(
         (2, None)
     """
     began = time.monotonic()
+    share = None if shard is None else Shard.parse(shard)
+    expected = read_forecast(forecast) if forecast else {}
     references = request.resolved(models, dtype)
     fingerprints = {model.name: model.fp for model in references}
     found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     storage = Storage(store)
     version.check(storage)
     run_id = runs.new_run_id()
-    with sigterm_stops(), Lease(storage, run_id) as held, ExitStack() as stack:
-        closing.close_interrupted(storage)
-        mended = mend.mend(storage)
-        # A run that was killed leaves one object a commit; planning would read them all.
-        ledger.compact(storage)
+    with sigterm_stops(), Lease(storage, run_id, shard=share) as held, ExitStack() as stack:
+        closing.close_interrupted(storage, share)
+        mended = None
+        if share is None:
+            mended = mend.mend(storage)
+            # A run that was killed leaves one object a commit; planning would read them all.
+            ledger.compact(storage)
         read = request.read(found, storage, run_id, lambda: _cluster(address, stack))
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
         cut = request.cut(read, segmentation, channels)
@@ -166,7 +176,7 @@ def label(
         todo = plan.make_plan(
             storage,
             run_id,
-            read.parts,
+            read.parts if share is None else [catalogue.of_shard(part, share) for part in read.parts],
             audio=audio,
             models=fingerprints,
             by_length=cut.by_length,
@@ -194,10 +204,12 @@ def label(
         record = runs.Run(
             run_id=run_id,
             started=runs.now(),
+            shard=shard or "",
             manifest=found.location,
             audio=audio,
             models=fingerprints,
             asked=asked,
+            forecast=expected,
         )
         if not todo.tasks:
             if read.run == run_id:
@@ -240,9 +252,11 @@ def label(
             held.check()
             ended = settle.settle(storage, facts)
         result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
-        runs.finish(storage, record, result=asdict(result))
+        sizes = {"bytes": runs.written(storage, run_id)} if expected else {}
+        runs.finish(storage, record, result=asdict(result) | sizes)
         held.check()
-        ledger.compact(storage)
+        if share is None:
+            ledger.compact(storage)
         return result
 
 
@@ -275,9 +289,11 @@ def _so_far(storage: Storage, run_id: str) -> str:
 
 def _passport(storage: Storage, model: ModelRef) -> str:
     """Hash of a model's passport; a model that this store has not seen is loaded and looked at first."""
-    name = layout.passport(model.name, model.fp, ids.fingerprint(*sorted(f"{k}={v}" for k, v in versions().items())))
+    name = request.passport(model)
     if not storage.exists(name):
-        storage.put(name, issue(model).text().encode())
+        # Of two shards that look at a model at the same time, the first one's word stays.
+        keep = storage.create if storage.exclusive else storage.put
+        keep(name, issue(model).text().encode())
     return hashlib.sha256(storage.get(name)).hexdigest()
 
 

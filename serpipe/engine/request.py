@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
+from serpipe import ids
 from serpipe.audio.decode import Channels
 from serpipe.audio.segment import parse_segmentation
 from serpipe.audio.stage import audio_fingerprint
@@ -14,7 +15,9 @@ from serpipe.engine import catalogue
 from serpipe.errors import UsageError
 from serpipe.manifest import Manifest
 from serpipe.models.certificate import best_dtype
+from serpipe.models.passport import versions
 from serpipe.models.registry import ModelRef, resolve
+from serpipe.store import layout
 from serpipe.store.storage import Storage
 
 
@@ -63,6 +66,12 @@ def resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
         if names.count(name) > 1:
             raise UsageError("MODEL_TWICE", f"model {name!r} was asked for twice; name each model once")
     return references
+
+
+def passport(model: ModelRef) -> str:
+    """Where a store keeps a model's passport: one for each set of libraries."""
+    libraries = ids.fingerprint(*sorted(f"{name}={version}" for name, version in versions().items()))
+    return layout.passport(model.name, model.fp, libraries)
 
 
 def read(

@@ -1,0 +1,270 @@
+"""A run's forecast: what is left is planned as a run plans it, a sample rehearsed, and nothing written to the store."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from serpipe import forecast, plan, rehearsal, sample
+from serpipe.audio.child import Limits
+from serpipe.audio.decode import Channels
+from serpipe.engine import catalogue, request
+from serpipe.engine.label import Embeddings
+from serpipe.forecast import Forecast, Rehearsal, Work
+from serpipe.manifest import open_manifest
+from serpipe.models.registry import ModelRef
+from serpipe.store import plans, runs, version
+from serpipe.store.reading import Store
+from serpipe.store.storage import Storage
+from serpipe.store.unwritten import Unwritten
+
+if TYPE_CHECKING:
+    from serpipe.engine.pipeline import Pool, Stages
+
+PROBE_S = 15.0
+"""Seconds that reading headers may take."""
+
+REHEARSE_S = 120.0
+"""Seconds of rehearsal, workers' start not counted."""
+
+SEED = 0
+"""Of the sample: a plan made twice rehearses the same recordings."""
+
+SHORTEST_BATCH_S = 60.0
+"""Seconds of audio that are decoded in one go at least, as in a run."""
+
+
+def plan_ahead(
+    manifest: str,
+    store: str,
+    *,
+    models: Sequence[str] = ("embedded",),
+    segmentation: str | None = None,
+    channels: Channels | None = None,
+    embeddings: Embeddings = "utterance",
+    speech: bool = True,
+    dtype: str = "float32",
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    base: str | None = None,
+    skip_bad_rows: bool = False,
+    decoders: int | None = None,
+    pools: Sequence[str] = (),
+    limits: Limits | None = None,
+    allow_roots: Sequence[str] = (),
+    relabel: bool = False,
+    rehearse_s: float = REHEARSE_S,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    price_cpu_hour: float | None = None,
+    price_gpu_hour: float | None = None,
+) -> Forecast:
+    """Say what `serpipe.label` with the same arguments will take. The store is read, never written.
+
+    Args:
+        manifest: see `serpipe.label`, as all arguments down to `relabel`.
+        store: a store, or where one will be made.
+        models: names, or `NAME=DIRECTORY`.
+        segmentation: `given`, `whole`, `window:6/3` or `vad`.
+        channels: `mix`, `first` or `split`.
+        embeddings: `utterance`, `frame` or `none`.
+        speech: whether each segment's speech share is measured.
+        dtype: number format, or `auto`.
+        format: of the manifest.
+        columns: the manifest's columns by hand, role to name.
+        base: folder that relative uris of the manifest start from.
+        skip_bad_rows: count rows that cannot be used, and go on.
+        decoders: decode actors.
+        pools: `NAME` or `NAME:ACTORS` of models that get a pool of their own.
+        limits: what one file may cost.
+        allow_roots: outside of which the manifest may name nothing.
+        relabel: count what other fingerprints have labelled as work.
+        rehearse_s: seconds of rehearsal.
+        cpus: CPUs that the run will have; this machine's by default.
+        gpus: GPUs that it will have; this machine's by default.
+        price_cpu_hour: of a CPU for an hour.
+        price_gpu_hour: of a GPU for an hour.
+
+    Returns:
+        The forecast. What an interrupted run has committed and not yet put into the ledger counts as left.
+
+    Raises:
+        SerpipeError: as `serpipe.label` before it starts.
+
+    Examples:
+        >>> import tempfile
+        >>> from serpipe.testing import write_speech
+        >>> archive = tempfile.mkdtemp()
+        >>> _ = write_speech(archive + "/a.wav", seconds=8.0)
+        >>> told = plan_ahead(archive, archive + "/store", segmentation="window:4/4", rehearse_s=5.0)
+        >>> told.work.recordings, round(told.segments.value)
+        (1, 2)
+    """
+    began = time.monotonic()
+    references = request.resolved(models, dtype)
+    found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
+    with ExitStack() as stack:
+        storage = Unwritten(store, stack.enter_context(tempfile.TemporaryDirectory(prefix="serpipe-plan-")))
+        version.check(storage)
+        run = runs.new_run_id()
+        read = request.read(found, storage, run, lambda: _local_ray(stack), into=storage.scratch)
+        catalogue.check(read, skip_bad_rows=skip_bad_rows)
+        cut = request.cut(read, segmentation, channels)
+        todo = plan.make_plan(
+            storage,
+            run,
+            read.parts,
+            audio=cut.audio,
+            models={model.name: model.fp for model in references},
+            by_length=cut.by_length,
+            decoders=decoders or 1,
+            relabel=relabel,
+        )
+        here = _here()
+        cluster = forecast.Cluster(
+            cpus=here.cpus if cpus is None else cpus,
+            gpus=here.gpus if gpus is None else gpus,
+            price_cpu_hour=price_cpu_hour,
+            price_gpu_hour=price_gpu_hour,
+        )
+        work = Work(
+            recordings=todo.left,
+            done=todo.done,
+            failed=len(Store(storage).failing()["recording_id"].unique()),
+            bad_rows=read.bad.num_rows,
+            tasks=len(todo.tasks),
+            audio_s=forecast.Range(0.0, 0.0, 0.0),
+            probed=0,
+        )
+        if not todo.tasks:
+            return forecast.nothing_left(found.location, storage.shown, work, cluster)
+        references = [model for model in references if model.name in todo.models]
+        left = sample.gather(_tasks(storage, run, todo), seed=SEED)
+        before_s = time.monotonic() - began
+        sizes = sample.lengths(left, seconds=min(PROBE_S, rehearse_s), seed=SEED)
+        work = replace(work, audio_s=sizes.total_s, probed=sizes.probed)
+        asked: dict[str, Any] = {
+            "tasks": len(todo.tasks),
+            "decoders": decoders,
+            "own": [pool for pool in pools if pool.partition(":")[0] in todo.models],
+            "segmentation": cut.segmentation,
+            "channels": cut.channels,
+            "speech": speech,
+            "embeddings": embeddings,
+            "limits": limits or Limits(),
+        }
+        rehearsed, notes = _rehearsed(references, asked, left, sizes, cut, cluster, seconds=rehearse_s)
+        if not all(storage.exists(request.passport(model)) for model in references):
+            # A run that issues passports loads its models once before it starts Ray.
+            before_s += rehearsed.load_s
+        stages = _spread(references, cluster, asked)
+        return forecast.forecast(
+            found.location,
+            storage.shown,
+            {model.name: model.fp for model in references},
+            work,
+            rehearsed,
+            cluster,
+            decoders=stages.decoders,
+            pools=[_pool(pool) for pool in stages.pools],
+            before_s=before_s,
+            notes=notes,
+        )
+
+
+def _rehearsed(
+    references: Sequence[ModelRef],
+    asked: Mapping[str, Any],
+    left: sample.Left,
+    sizes: sample.Lengths,
+    cut: request.Cut,
+    cluster: forecast.Cluster,
+    *,
+    seconds: float,
+) -> tuple[Rehearsal, list[str]]:
+    """Rehearse with as many workers as the run would have on this machine, or on a part of it as large as the cluster.
+
+    Returns:
+        What was measured, and what it leaves open in sentences.
+    """
+    here = _here()
+    gpus = min(here.gpus, cluster.gpus)
+    stages = _spread(references, forecast.Cluster(cpus=min(here.cpus, cluster.cpus), gpus=gpus), asked)
+    usual_s = sizes.total_s.value / max(asked["tasks"], 1)
+    batches = sample.batches(
+        left,
+        sizes,
+        # What travels in one pack: never more than a read task, or than a pack may hold.
+        seconds=min(max(usual_s, SHORTEST_BATCH_S), stages.pack_seconds),
+        by_length=cut.by_length,
+    )
+    found = rehearsal.rehearse(
+        list(batches),
+        rehearsal.Company(
+            decoders=stages.decoders,
+            decode=stages.decode,
+            models=tuple(references),
+            actors=sum(pool.actors for pool in stages.pools),
+            threads=max(stages.pools[0].cores, 1),
+            gpu=gpus >= 1,
+            embeddings=stages.embeddings,
+            audio=cut.audio,
+        ),
+        seconds=seconds,
+        shares=sizes.by_kind,
+    )
+    if cluster.gpus < 1 or gpus >= 1:
+        return found, []
+    assumed = {model.name: forecast.assumed(model.spec.parameters, model.dtype) for model in references}
+    note = (
+        "no GPU on this machine: GPU-hours, and what follows from them, are assumed from the models' arithmetic, not "
+        "rehearsed; plan on a node with a GPU"
+    )
+    return replace(found, models=assumed), [note]
+
+
+def _spread(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Mapping[str, Any]) -> Stages:
+    """How a run shares a cluster out; of its object store nothing is known beforehand."""
+    from serpipe.engine import cluster as ray_cluster
+    from serpipe.engine import spread
+
+    return spread.stages(references, ray_cluster.Cluster(cluster.cpus, cluster.gpus, inf), **asked)
+
+
+def _here() -> forecast.Cluster:
+    """This machine, as Ray would count it."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+    from ray._private.utils import get_num_cpus
+
+    return forecast.Cluster(
+        cpus=float(get_num_cpus()), gpus=float(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+    )
+
+
+def _tasks(storage: Storage, run: str, todo: plan.Plan) -> Iterator[pa.Table]:
+    """What is left, as a run would read it, but for what it need not say again of recordings that are known."""
+    for place, task in enumerate(plans.tasks(storage, run)):
+        query = todo.queries.get(place, pa.nulls(task.num_rows, pa.string()))
+        known = task.schema.get_field_index("known")
+        task = task.set_column(known, task.schema.field(known), pa.array([False] * task.num_rows))
+        yield task.append_column("query", query)
+
+
+def _pool(pool: Pool) -> forecast.Pool:
+    return forecast.Pool(
+        models=tuple(model.name for model in pool.models), actors=pool.actors, cores=pool.cores, gpus=pool.gpus
+    )
+
+
+def _local_ray(stack: ExitStack) -> None:
+    """A Ray on this machine, for a manifest too large for one process; never a cluster that others use."""
+    from serpipe.engine.cluster import joined
+
+    stack.enter_context(joined("local"))
