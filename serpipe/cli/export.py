@@ -15,13 +15,16 @@ FORMATS = ("hf", "audiofolder", "funasr", "kaldi", "emobox", "emo-superb", "nemo
 @click.argument("store")
 @click.argument("destination", metavar="DEST")
 @click.option("--generation", type=click.IntRange(min=1), required=True, help="Whose kept rows.")
-@click.option("--format", "form", type=click.Choice(FORMATS), required=True)
+@click.option("--format", "form", type=click.Choice(FORMATS), help="[default: the recipe's]")
 @click.option(
     "--audio",
     type=click.Choice(["reference", "cut"]),
-    help="Name the recordings, or cut the clips out of them as FLAC  [default: reference where the format can]",
+    help="Name the recordings, or cut the clips out of them as FLAC  [default: the recipe's, else reference where "
+    "the format can]",
 )
-def export(store: str, destination: str, generation: int, form: str, audio: Literal["reference", "cut"] | None) -> None:
+def export(
+    store: str, destination: str, generation: int, form: str | None, audio: Literal["reference", "cut"] | None
+) -> None:
     """Write what a generation of STORE kept as a training set to DEST, with a data card.
 
     \b
@@ -38,4 +41,4 @@ def export(store: str, destination: str, generation: int, form: str, audio: Lite
         click.echo(f"{count} kept segments are missing: {reason}")
     if made.non_commercial:
         click.echo(f"not for commercial use: {', '.join(made.non_commercial)} forbids it, see README.md")
-    click.echo(f"{form}, audio by {made.audio}: {made.destination}")
+    click.echo(f"{made.form}, audio by {made.audio}: {made.destination}")

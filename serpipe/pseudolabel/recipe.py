@@ -1,4 +1,4 @@
-"""The recipe of a generation: a TOML file of which every value has a default, and every default its source.
+"""The recipe of a generation: a TOML or YAML file of which every value has a default, and every default its source.
 
 `docs/recipe.md` is made from the descriptions here.
 """
@@ -10,6 +10,7 @@ import hashlib
 import tomllib
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serpipe.errors import UsageError
@@ -176,6 +177,17 @@ class Split(_Section):
     dev: Share = _field(0.05, "share of speakers that go to `dev`")
 
 
+class Export(_Section):
+    """What `serpipe export` writes where it is not told otherwise."""
+
+    format: Literal["hf", "audiofolder", "funasr", "kaldi", "emobox", "emo-superb", "nemo", "lhotse", "webdataset"] = (
+        _field("hf", "one of [the formats](exports.md)")
+    )
+    audio: Literal["reference", "cut"] | None = _field(
+        None, "clips named by recording and times, or cut out of it; unset: by reference where the format can"
+    )
+
+
 class Recipe(_Section):
     """A whole recipe.
 
@@ -203,6 +215,7 @@ class Recipe(_Section):
     caps: Caps = _parts(Caps)
     budget: Budget = _parts(Budget)
     split: Split = _parts(Split)
+    export: Export = _parts(Export)
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -242,7 +255,7 @@ def parse(text: str, name: str = "recipe") -> Recipe:
     r"""Check the text of a recipe.
 
     Args:
-        text: TOML.
+        text: TOML, or YAML where the name ends like that.
         name: what error messages call it.
 
     Raises:
@@ -256,11 +269,19 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         serpipe.errors.UsageError: RECIPE_UNKNOWN_KEY: recipe: there is no key agree.jds; did you mean jsd? ...
     """
     try:
-        return Recipe.model_validate(tomllib.loads(text))
+        written = _yaml(text) if name.lower().endswith((".yaml", ".yml")) else tomllib.loads(text)
+        return Recipe.model_validate(written)
     except tomllib.TOMLDecodeError as error:
         raise UsageError("RECIPE_UNREADABLE", f"{name} is no TOML: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError("RECIPE_UNREADABLE", f"{name} is no YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise _sentence(name, error) from None
+
+
+def _yaml(text: str) -> Any:
+    # An empty file is the default recipe, as an empty TOML is.
+    return yaml.safe_load(text) or {}
 
 
 def _sentence(name: str, error: ValidationError) -> UsageError:
@@ -293,8 +314,9 @@ def page() -> str:
     lines = [
         "# The recipe of a generation",
         "",
-        "Made from the code by `docs/generate.py`. A recipe is a TOML file given to `serpipe pseudolabel --recipe`;",
-        "what it does not say has the default below, so an empty file is the default recipe. Unknown keys are refused.",
+        "Made from the code by `docs/generate.py`. A recipe is a TOML or YAML file given to `serpipe pseudolabel",
+        "--recipe`; what it does not say has the default below, so an empty file is the default recipe. Unknown keys",
+        "are refused.",
         "",
         "```toml",
         "seed = 1",

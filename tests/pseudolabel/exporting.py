@@ -17,7 +17,7 @@ import serpipe
 from serpipe.pack import rows_of, samples_of
 from serpipe.pseudolabel import generation
 from serpipe.pseudolabel.export.run import Audio, Exported, export
-from serpipe.pseudolabel.recipe import Agree, Balance, Budget, Caps, Quality, Recipe, Select, Split
+from serpipe.pseudolabel.recipe import Agree, Balance, Budget, Caps, Export, Quality, Recipe, Select, Split
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
 from tests.bench import SEGMENTATION, Bench
@@ -33,6 +33,7 @@ KEEP_ALL = Recipe(
     caps=Caps(per_speaker=0, feed_share=1),
     budget=Budget(first=1),
     split=Split(dev=0.4),
+    export=Export(format="kaldi"),
 )
 
 VOICES = ("anna", "Bo-1", "Bo", "Çelik Ö.", "dee", "")

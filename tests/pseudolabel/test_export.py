@@ -18,6 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from serpipe.pseudolabel.export.formats import FORMATS
+from serpipe.pseudolabel.export.run import export
 from tests.pseudolabel.exporting import World, shared
 
 ONE_STEP = 2.0**-24
@@ -175,6 +176,14 @@ def test_kaldi(world: World, audio: Any) -> None:
         else:
             same = [key for key, row in world.of(split).items() if not row["uri"].endswith("c.wav")]
             assert_heard(world, found, same)
+
+
+def test_the_recipe_says_which_format_where_the_command_does_not(world: World, tmp_path: Path) -> None:
+    asked, _ = world.export("kaldi")
+    made = export(world.root, 1, None, str(tmp_path / "unasked"))
+    assert made.form == "kaldi"
+    for path in sorted(path for path in asked.rglob("*") if path.name in ("utt2emo", "segments", "wav.scp")):
+        assert (tmp_path / "unasked" / path.relative_to(asked)).read_bytes() == path.read_bytes()
 
 
 def test_kaldi_folders_are_what_its_validation_asks_for(world: World) -> None:

@@ -58,6 +58,20 @@ def test_the_hash_covers_every_value_and_not_how_it_was_written() -> None:
     assert parse("[agree]\njsd = 0.16").hash != Recipe().hash
 
 
+def test_the_same_recipe_in_yaml_is_the_same_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 3\nteachers:\n- model: a\nexport:\n  format: kaldi\n")
+    assert load(str(path)) == parse('seed = 3\n[[teachers]]\nmodel = "a"\n[export]\nformat = "kaldi"')
+    path.write_text("")
+    assert load(str(path)) == Recipe()
+    path.write_text("agree: {jsd: 0.1")
+    with pytest.raises(UsageError, match=r"RECIPE_UNREADABLE: .*is no YAML"):
+        load(str(path))
+    path.write_text("agree:\n  jds: 0.1\n")
+    with pytest.raises(UsageError, match=r"RECIPE_UNKNOWN_KEY: .*agree\.jds; did you mean jsd"):
+        load(str(path))
+
+
 def test_a_file_is_read_and_a_missing_one_is_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('classes = "C4"\n')

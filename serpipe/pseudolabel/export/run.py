@@ -35,6 +35,7 @@ class Exported:
 
     Attributes:
         destination: where.
+        form: key of `FORMATS`.
         audio: `reference` or `cut`.
         clips: of each split and label.
         hours: of each split.
@@ -43,6 +44,7 @@ class Exported:
     """
 
     destination: str
+    form: str
     audio: str
     clips: dict[str, dict[str, int]]
     hours: dict[str, float]
@@ -53,7 +55,7 @@ class Exported:
 def export(
     store: str,
     number: int,
-    form: str,
+    form: str | None,
     destination: str,
     *,
     audio: Audio | None = None,
@@ -64,9 +66,10 @@ def export(
     Args:
         store: directory or fsspec URL.
         number: of the generation.
-        form: key of `FORMATS`.
+        form: key of `FORMATS`; what the generation's recipe says when None.
         destination: an empty or new directory, or an fsspec URL.
-        audio: by `reference` to the recordings, or `cut` out of them; by default the first where the format can.
+        audio: by `reference` to the recordings, or `cut` out of them; by default what the recipe says, else the first
+            where the format can.
         shard_bytes: audio of one shard.
 
     Raises:
@@ -77,8 +80,10 @@ def export(
     """
     opened = open_store(store)
     kept = read(opened, number)
+    said = kept.record["recipe"]["export"]
+    form = form or str(said["format"])
     chosen = FORMATS[form]
-    way: Audio = audio or ("reference" if chosen.references else "cut")
+    way: Audio = audio or said["audio"] or ("reference" if chosen.references else "cut")
     channels = _channels(kept)
     if way == "reference":
         _refuse_references(kept, form, channels)
@@ -104,6 +109,7 @@ def export(
     writer.close(facts)
     return Exported(
         destination=there.storage.shown,
+        form=form,
         audio=way,
         clips={split: dict(counts) for split, counts in writer.clips.items()},
         hours=writer.hours,
