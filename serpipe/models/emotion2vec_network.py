@@ -9,7 +9,7 @@ are no keys of the attention, while the learned extra tokens always are; the mea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths, valid
+from serpipe.models.packed import Norm, PackedConvolution, PackedFrontEnd, layer_norm, pack_linears, packable
 
 
 class Emotion2vecAdapter:
@@ -47,6 +48,8 @@ class Emotion2vecAdapter:
         self._device, self._dtype = device, dtype
         self._head = None if module.proj is None else module.proj.to(device).eval()
         self._network = PaddedEmotion2vec(module).to(device, dtype).eval()
+        if packable(torch.device(device), dtype):
+            self._network.pack()
 
     @property
     def spec(self) -> ModelSpec:
@@ -74,7 +77,7 @@ class Emotion2vecAdapter:
             return nothing(self._spec, frames=frames)
         batch, lengths = pad([normalised(waveform) for waveform in waveforms], self._device)
         counts = frame_count(lengths)
-        hidden = self._network(batch.to(self._dtype), counts).float()
+        hidden = self._network(batch.to(self._dtype), lengths).float()
         pooled = masked_mean(hidden, valid(counts, hidden.shape[1]))
         logits = pooled.new_zeros((len(waveforms), 0)) if self._head is None else self._head(pooled)
         logits[:, self._unused] = -torch.inf
@@ -108,9 +111,11 @@ class PaddedEmotion2vec(nn.Module):
 
         super().__init__()
         audio = module.modality_encoders["AUDIO"]
-        self.front, self.project = audio.local_encoder, audio.project_features
+        self.front: nn.Module = FrontEnd(audio.local_encoder)
+        _, norm, linear = audio.project_features
+        self.project = nn.Sequential(norm, linear)
         layers = audio.relative_positional_encoder
-        self.positional = nn.ModuleList(layer for layer in layers if isinstance(layer, nn.Sequential))
+        self.positional = nn.ModuleList(Positional(layer) for layer in layers if isinstance(layer, nn.Sequential))
         self.extra_tokens, self.norm = audio.extra_tokens, audio.context_encoder.norm
         self.blocks = nn.ModuleList([*audio.context_encoder.blocks, *module.blocks])
         for block in self.blocks:
@@ -119,23 +124,28 @@ class PaddedEmotion2vec(nn.Module):
         steps = get_alibi(2, module.blocks[0].attn.heads)[:, 0, 1]
         self.slopes = (steps[None, :, None, None] * audio.alibi_scale.detach().squeeze(0).clamp_min(0)).contiguous()
 
-    def forward(self, waveforms: Tensor, counts: Tensor) -> Tensor:
+    def pack(self) -> None:
+        """Lay the layers out for a CPU; see `serpipe.models.packed`."""
+        self.front = PackedFrontEnd(*cast(FrontEnd, self.front).parts())
+        self.positional = nn.ModuleList(PackedPositional(cast(Positional, layer)) for layer in self.positional)
+        pack_linears(self)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Last hidden states.
 
         Args:
             waveforms: normalised, zero-padded (n, samples).
-            counts: int64 (n,), valid frames of each.
+            lengths: int64 (n,), samples of each.
 
         Returns:
             (n, frames, width); what lies beyond the valid frames of a row means nothing.
         """
-        hidden = self.project(self.front(waveforms))
-        mask = valid(counts, hidden.shape[1])
-        keep = mask.unsqueeze(1).to(hidden.dtype)
-        position = hidden.transpose(1, 2)
+        hidden = self.project(self.front(waveforms, lengths))
+        mask = valid(frame_count(lengths), hidden.shape[1])
+        position, keep = hidden, mask.unsqueeze(-1).to(hidden.dtype)
         for layer in self.positional:
             position = layer(position * keep)
-        hidden = hidden + position.transpose(1, 2)
+        hidden = hidden + position
         hidden = self.norm(torch.cat([self.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
         bias = self._bias(mask).to(hidden.dtype)
         for block in self.blocks:
@@ -156,6 +166,58 @@ class PaddedEmotion2vec(nn.Module):
         if bool(mask.all()):
             return bias
         return bias.masked_fill(~F.pad(mask, (extra, 0), value=True)[:, None, None], -torch.inf)
+
+
+class FrontEnd(nn.Module):
+    """FunASR's front-end with its channels last.
+
+    Args:
+        stock: FunASR's, of layers of convolution, dropout, norm between transpositions, GELU.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self._stock = stock
+
+    def forward(self, waveforms: Tensor, _lengths: Tensor) -> Tensor:
+        """(n, samples) to (n, frames, channels)."""
+        made: Tensor = self._stock(waveforms).transpose(1, 2)
+        return made
+
+    def parts(self) -> tuple[list[nn.Conv1d], list[Norm | None]]:
+        """Its convolutions and what follows each, for a packed one."""
+        layers = list(self._stock.conv_layers)
+        return [layer[0] for layer in layers], [layer_norm(layer[2][1]) for layer in layers]
+
+
+class Positional(nn.Module):
+    """One of FunASR's positional convolutions with its channels last.
+
+    Args:
+        stock: FunASR's, of convolution, crop, norm between transpositions, GELU.
+    """
+
+    def __init__(self, stock: nn.Sequential) -> None:
+        super().__init__()
+        self.stock = stock
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(n, frames, width) to the same."""
+        made: Tensor = self.stock(hidden.transpose(1, 2)).transpose(1, 2)
+        return made
+
+
+class PackedPositional(nn.Module):
+    """The same for a CPU; see `serpipe.models.packed`."""
+
+    def __init__(self, plain: Positional) -> None:
+        super().__init__()
+        self._convolution = PackedConvolution(cast(nn.Conv1d, plain.stock[0]))
+        self._norm = next(part for part in plain.stock if isinstance(part, nn.LayerNorm))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(n, frames, width) to the same."""
+        return F.gelu(self._norm(self._convolution(hidden)))
 
 
 class BiasedAttention(nn.Module):

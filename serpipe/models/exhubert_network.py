@@ -30,6 +30,8 @@ from serpipe.models import checkpoint
 from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.exhubert import FILES, WINDOW, window_lengths
 from serpipe.models.masking import CONVOLUTIONS, frame_count, nothing, refuse_lengths, standardised
+from serpipe.models.packed import PackedFrontEnd, packable
+from serpipe.models.transformers_encoder import pack
 
 SHAPE = (
     "hidden_size",
@@ -121,13 +123,17 @@ class Body(nn.Module):
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        self.feature_extractor = HubertFeatureEncoder(config)  # type: ignore[no-untyped-call]
+        self.feature_extractor: nn.Module = HubertFeatureEncoder(config)  # type: ignore[no-untyped-call]
         self.feature_projection = HubertFeatureProjection(config)  # type: ignore[no-untyped-call]
         self.encoder = Encoder(config)
 
     def forward(self, windows: Tensor) -> Tensor:
         """(n, samples) to (n, frames, width)."""
-        features = self.feature_extractor(windows).transpose(1, 2)
+        features: Tensor
+        if isinstance(self.feature_extractor, PackedFrontEnd):
+            features = self.feature_extractor(windows, torch.full((len(windows),), WINDOW))
+        else:
+            features = self.feature_extractor(windows).transpose(1, 2)
         hidden: Tensor = self.encoder(self.feature_projection(features))
         return hidden
 
@@ -168,9 +174,10 @@ class ExHubertAdapter:
         checkpoint.fill(made, tensors, model=spec.name, optional=["hubert.masked_spec_embed"])
         # One product instead of one a batch, and in float32.
         parametrize.remove_parametrizations(made.hubert.encoder.pos_conv_embed.conv, "weight")
-        made.to(device)
+        self._network, self._device, self._number = made.to(device), torch.device(device), number
         made.hubert.to(number)
-        self._network, self._device, self._number = made, torch.device(device), number
+        if packable(self._device, number):
+            pack(made.hubert)
         self._sha256 = checkpoint.content_sha256(directory, FILES)
         weights = sum(tensor.numel() for tensor in tensors.values())
         self._spec = replace(spec, embedding_width=made.projector.in_features, parameters=weights)

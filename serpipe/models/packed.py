@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
 Norm = Callable[[Tensor, Tensor], Tensor]
 """What follows a convolution: (n, places, channels) and the int64 (n,) valid places of each row give the same shape."""
@@ -137,9 +136,10 @@ def layer_norm(norm: nn.LayerNorm) -> Norm:
 
 def exact_gelu(activation: object) -> bool:
     """Whether an activation is the GELU itself, not one of its approximations."""
-    return isinstance(activation, GELUActivation) or (
-        isinstance(activation, nn.GELU) and activation.approximate == "none"
-    )
+    if isinstance(activation, nn.GELU):
+        return activation.approximate == "none"
+    # The one of Transformers, which is not imported for those who do not use it.
+    return getattr(activation, "act", None) is F.gelu
 
 
 def pack_linears(network: nn.Module) -> None:

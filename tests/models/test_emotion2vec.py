@@ -174,20 +174,20 @@ SAFEGUARDS = ("normalised first", "zeros before layer 0", "zeros before later la
 def unguarded(adapter: Any, batch: list[NDArray[np.float32]], without: str | None) -> Tensor:
     """Logits of a batch by the adapter's own layers, with one safeguard left out."""
     network: PaddedEmotion2vec = adapter._network
-    counts = torch.tensor([frame_count(len(wave)) for wave in batch])
+    lengths = torch.tensor([len(wave) for wave in batch])
     if without == "normalised first":
         rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(wave) for wave in batch], batch_first=True)
         padded = F.layer_norm(rows, rows.shape[1:])
     else:
         rows = [torch.tensor(normalised(wave)) for wave in batch]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    hidden = network.project(network.front(padded))
-    mask = valid(counts, hidden.shape[1])
-    position = hidden.transpose(1, 2)
+    hidden = network.project(network.front(padded, lengths))
+    mask = valid(frame_count(lengths), hidden.shape[1])
+    position = hidden
     for place, layer in enumerate(network.positional):
         left_out = "zeros before layer 0" if place == 0 else "zeros before later layers"
-        position = layer(position if without == left_out else position * mask.unsqueeze(1))
-    hidden = hidden + position.transpose(1, 2)
+        position = layer(position if without == left_out else position * mask.unsqueeze(-1))
+    hidden = hidden + position
     hidden = network.norm(torch.cat([network.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
     bias = network._bias(torch.ones_like(mask))
     if without != "keys" and not mask.all():
