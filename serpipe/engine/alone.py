@@ -25,7 +25,7 @@ from serpipe.audio.stage import Decode
 from serpipe.models import batching
 from serpipe.models.contract import SAMPLE_RATE, Adapter, Outputs
 from serpipe.models.registry import ModelRef
-from serpipe.models.stage import BUDGET_S, Predict, Refusal, failed
+from serpipe.models.stage import ALONE, Predict, Refusal, failed
 from serpipe.pack import rows_of
 
 DEATHS = 2
@@ -264,16 +264,15 @@ class _Watched(Predict):
             # A model that cannot label this is to blame itself, not a segment.
             seconds = max(adapter.spec.min_seconds, 1.0)
             waveform = noise[: round(seconds * SAMPLE_RATE)]
-            batching.run(adapter, [waveform], budget_s=BUDGET_S[self._device], frames=False)
+            batching.run(adapter, [waveform], budget_s=ALONE, frames=False)
         if self._device == "cpu":
             limit_memory(work.memory_bytes)
 
     def _forward(
         self, adapter: Adapter, names: Sequence[bytes], waveforms: Sequence[NDArray[np.float32]], *, frames: bool
     ) -> tuple[Outputs, dict[int, Refusal]]:
-        budget_s = BUDGET_S[self._device]
         # What nothing is labelled with still has the widths of the model's columns.
-        outputs = [batching.run(adapter, [], budget_s=budget_s, frames=frames)]
+        outputs = [batching.run(adapter, [], budget_s=ALONE, frames=frames)]
         refused: dict[int, Refusal] = {}
         for number, (name, waveform) in enumerate(zip(names, waveforms, strict=True)):
             place = ("label", adapter.spec.name, name)
@@ -281,7 +280,7 @@ class _Watched(Predict):
                 refused[number] = self.poison[place]
             else:
                 self._tell(place)
-                outputs.append(batching.run(adapter, [waveform], budget_s=budget_s, frames=frames))
+                outputs.append(batching.run(adapter, [waveform], budget_s=ALONE, frames=frames))
         return batching.join(outputs), refused
 
 

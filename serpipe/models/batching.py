@@ -7,11 +7,13 @@ an adapter promises that; so nothing here has to be deterministic about sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serpipe.models.contract import SAMPLE_RATE, Adapter, Outputs
+from serpipe.models.lanes import Lanes
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -39,7 +41,12 @@ def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def run(
-    adapter: Adapter, waveforms: Sequence[NDArray[np.float32]], *, budget_s: float, frames: bool = False
+    adapter: Adapter,
+    waveforms: Sequence[NDArray[np.float32]],
+    *,
+    budget_s: float,
+    frames: bool = False,
+    lanes: Lanes | None = None,
 ) -> Outputs:
     """Label segments.
 
@@ -49,6 +56,7 @@ def run(
             windows' logits, embeddings and frames pooled by their length.
         budget_s: most seconds of one micro-batch after padding.
         frames: whether frame embeddings are wanted.
+        lanes: what works on micro-batches; the caller alone by default.
 
     Returns:
         One row per segment, in the order given.
@@ -60,7 +68,7 @@ def run(
         for piece in windows(waveform, round(spec.max_seconds * SAMPLE_RATE), round(spec.min_seconds * SAMPLE_RATE)):
             pieces.append(piece)
             owners.append(owner)
-    outputs = _run_pieces(adapter, pieces, round(budget_s * SAMPLE_RATE), frames)
+    outputs = _run_pieces(adapter, pieces, round(budget_s * SAMPLE_RATE), frames, lanes or Lanes())
     if len(pieces) == len(waveforms):
         return outputs
     return _pool(outputs, pieces, owners, len(waveforms))
@@ -88,15 +96,18 @@ def windows(waveform: NDArray[np.float32], longest: int, shortest: int) -> list[
     return np.array_split(waveform, count) if count > 1 else [waveform]
 
 
-def _run_pieces(adapter: Adapter, pieces: Sequence[NDArray[np.float32]], budget: int, frames: bool) -> Outputs:
+def _run_pieces(
+    adapter: Adapter, pieces: Sequence[NDArray[np.float32]], budget: int, frames: bool, lanes: Lanes
+) -> Outputs:
     spec = adapter.spec
     count = len(pieces)
     logits = np.zeros((count, len(spec.labels)), np.float32)
     scores = np.zeros_like(logits)
     embeddings = np.zeros((count, spec.embedding_width), np.float32)
     by_frame: list[NDArray[np.float32]] = [np.zeros((0, spec.embedding_width), np.float32)] * count
-    for batch in micro_batches([len(piece) for piece in pieces], budget):
-        for part, out in _forward(adapter, pieces, batch, frames):
+    batches = micro_batches([len(piece) for piece in pieces], budget)
+    for made in lanes.map(partial(_forward, adapter, pieces, frames), batches):
+        for part, out in made:
             logits[part], scores[part], embeddings[part] = out.logits, out.scores, out.embeddings
             for position, value in zip(part, out.frames or (), strict=False):
                 by_frame[position] = value
@@ -104,21 +115,18 @@ def _run_pieces(adapter: Adapter, pieces: Sequence[NDArray[np.float32]], budget:
 
 
 def _forward(
-    adapter: Adapter, pieces: Sequence[NDArray[np.float32]], batch: list[int], frames: bool
-) -> Iterator[tuple[list[int], Outputs]]:
+    adapter: Adapter, pieces: Sequence[NDArray[np.float32]], frames: bool, batch: list[int]
+) -> list[tuple[list[int], Outputs]]:
+    """One micro-batch, or its halves where memory runs out: positions and their results."""
     try:
-        outputs = adapter.forward([pieces[i] for i in batch], frames=frames)
+        return [(batch, adapter.forward([pieces[i] for i in batch], frames=frames))]
     except RuntimeError as error:
         # torch.OutOfMemoryError is a RuntimeError; naming it would import torch here.
         if type(error).__name__ != "OutOfMemoryError" or len(batch) == 1:
             raise
-    else:
-        yield batch, outputs
-        return
     # Out here, where the error and the tensors that its traceback holds are gone.
     half = len(batch) // 2
-    yield from _forward(adapter, pieces, batch[:half], frames)
-    yield from _forward(adapter, pieces, batch[half:], frames)
+    return _forward(adapter, pieces, frames, batch[:half]) + _forward(adapter, pieces, frames, batch[half:])
 
 
 def _pool(outputs: Outputs, pieces: Sequence[NDArray[np.float32]], owners: Sequence[int], count: int) -> Outputs:

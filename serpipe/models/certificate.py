@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serpipe.audio.decode import Decoding
 from serpipe.errors import AudioError, ModelError, UsageError
-from serpipe.models import batching, weights
+from serpipe.models import batching, budget, weights
 from serpipe.models.contract import SAMPLE_RATE, Outputs
 from serpipe.models.registry import ModelRef
 
@@ -83,9 +83,7 @@ class Certificate:
         return json.dumps(asdict(self), indent=1)
 
 
-def certify(
-    model: ModelRef, audio: str, *, device: str, drift: float = PROBABILITY_DRIFT, budget_s: float = 60.0
-) -> Certificate:
+def certify(model: ModelRef, audio: str, *, device: str, drift: float = PROBABILITY_DRIFT) -> Certificate:
     """Measure a model on a folder of audio and keep the certificate for `--dtype auto`.
 
     Args:
@@ -93,7 +91,6 @@ def certify(
         audio: folder of recordings.
         device: `cpu` or `cuda`.
         drift: largest change of a score that is accepted.
-        budget_s: seconds of one micro-batch.
 
     Raises:
         UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes; `DEVICE_MISSING`.
@@ -107,6 +104,8 @@ def certify(
             "`nvidia-smi` shows its driver, and torch must be a build for CUDA",
         )
     clips = _clips(audio)
+    # As large as a run may take them: a batch of many rows is what moves an answer.
+    budget_s = budget.for_device(device).most
     alone: dict[int, Outputs] = {}
     measures: list[Measure] = []
     for dtype in ("float32", "bfloat16", *(("float16",) if device == "cuda" else ())):

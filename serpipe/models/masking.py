@@ -40,11 +40,15 @@ def pad(waveforms: Sequence[NDArray[np.float32]], device: torch.device | str) ->
     Returns:
         float32 (n, longest) and int64 (n,) lengths, both on the device.
     """
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
-    batch = torch.zeros(len(waveforms), int(lengths.max()))
-    for row, waveform in zip(batch, waveforms, strict=True):
-        row[: len(waveform)] = torch.from_numpy(np.asarray(waveform, np.float32).copy())
-    return batch.to(device), lengths.to(device)
+    sizes = [len(waveform) for waveform in waveforms]
+    # Only from pinned memory does a copy to a GPU run beside its kernels.
+    pinned = torch.device(device).type == "cuda"
+    lengths = torch.tensor(sizes, pin_memory=pinned)
+    batch = torch.zeros(len(sizes), max(sizes), pin_memory=pinned)
+    rows = batch.numpy()
+    for row, waveform in zip(rows, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    return batch.to(device, non_blocking=pinned), lengths.to(device, non_blocking=pinned)
 
 
 def valid(lengths: Tensor, size: int) -> Tensor:

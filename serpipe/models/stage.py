@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,14 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serpipe.errors import ModelError
-from serpipe.models import batching
+from serpipe.models import batching, budget, lanes
 from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.models.results import results
 from serpipe.pack import rows_of, samples_of
 
-BUDGET_S = {"cpu": 60.0, "cuda": 600.0}
-"""Seconds of padded audio in one micro-batch, by device."""
+ALONE = 0.0
+"""Seconds of a micro-batch that holds one segment or window."""
 
 Refusal = tuple[str, str]
 """Code and message of a segment that a model could not label."""
@@ -73,6 +74,8 @@ class Predict:
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         references = [resolve(model) if isinstance(model, str) else model for model in models]
         self._adapters: dict[str, Adapter] = {ref.name: ref.load(self._device) for ref in references}
+        self._budgets = {name: budget.for_device(self._device) for name in self._adapters}
+        self._lanes = lanes.for_device(self._device)
 
     def __call__(self, pack: pa.Table) -> pa.Table:
         """Label one pack of one row.
@@ -135,25 +138,37 @@ class Predict:
         frames: bool,
     ) -> tuple[Outputs, dict[int, Refusal]]:
         """Label segments; one on which the network fails is told by its place, and costs its neighbours nothing."""
-        budget_s = BUDGET_S[self._device]
+        size = self._budgets[adapter.spec.name]
+        began = time.perf_counter()
         try:
-            return batching.run(adapter, waveforms, budget_s=budget_s, frames=frames), {}
+            outputs = batching.run(adapter, waveforms, budget_s=size.seconds, frames=frames, lanes=self._lanes)
         except Exception:
-            # Alone, each segment shows whether it is the one. Where none works the fault is not the segments'.
-            alone: list[Outputs] = []
-            labelled: list[int] = []
-            refused: dict[int, Refusal] = {}
-            for place, waveform in enumerate(waveforms):
-                try:
-                    alone.append(batching.run(adapter, [waveform], budget_s=budget_s, frames=frames))
-                    labelled.append(place)
-                except Exception as error:
-                    refused[place] = failed(f"{type(error).__name__}: {error}")
-            if not labelled:
+            alone, refused = _one_by_one(adapter, waveforms, frames=frames)
+            # Where none works the fault is not the segments'.
+            if not alone:
                 raise
-            # One that worked must still do: an error can break a device for all that comes after it.
-            batching.run(adapter, [waveforms[labelled[0]]], budget_s=budget_s, frames=frames)
             return batching.join(alone), refused
+        size.record(sum(map(len, waveforms)) / SAMPLE_RATE, time.perf_counter() - began)
+        return outputs, {}
+
+
+def _one_by_one(
+    adapter: Adapter, waveforms: Sequence[NDArray[np.float32]], *, frames: bool
+) -> tuple[list[Outputs], dict[int, Refusal]]:
+    """Alone, each segment shows whether it is the one that fails."""
+    alone: list[Outputs] = []
+    labelled: list[int] = []
+    refused: dict[int, Refusal] = {}
+    for place, waveform in enumerate(waveforms):
+        try:
+            alone.append(batching.run(adapter, [waveform], budget_s=ALONE, frames=frames))
+            labelled.append(place)
+        except Exception as error:
+            refused[place] = failed(f"{type(error).__name__}: {error}")
+    if labelled:
+        # One that worked must still do: an error can break a device for all that comes after it.
+        batching.run(adapter, [waveforms[labelled[0]]], budget_s=ALONE, frames=frames)
+    return alone, refused
 
 
 def failed(how: str) -> Refusal:

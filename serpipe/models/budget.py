@@ -1,0 +1,71 @@
+"""How many seconds of padded audio make a micro-batch, sought while labelling.
+
+What is best depends on the model, the device and the lengths that come. So every pack is a measurement: the size
+doubles and halves from where it began until neither is faster, and stays there. No warm-up is spent on it.
+"""
+
+from __future__ import annotations
+
+from serpipe.models.contract import SAMPLE_RATE
+
+ROUNDS = 2
+"""Packs at each size; the faster one counts, because the first may pay for a kernel's or a cache's beginning."""
+
+CPU_S = (8.0, 32.0)
+"""Seconds to begin with, and most, on a CPU: its caches are small, and a segment alone runs as fast as a batch."""
+
+CUDA_S = 128.0
+"""Seconds to begin with on a GPU."""
+
+SECOND_BYTES = 512 * SAMPLE_RATE // 5 * 4 * 4
+"""Of GPU memory a second of audio in flight costs: four float32 copies of what the first convolution makes."""
+
+
+class Budget:
+    """The size of a model's micro-batches on a device.
+
+    Args:
+        begin: seconds to begin with.
+        most: largest size; what begins above it begins there.
+
+    Examples:
+        >>> budget = Budget(begin=8.0, most=32.0)
+        >>> for _ in range(20):
+        ...     budget.record(60.0, 1.0 if budget.seconds == 16.0 else 2.0)
+        >>> budget.seconds
+        16.0
+    """
+
+    def __init__(self, *, begin: float, most: float) -> None:
+        self.seconds = min(begin, most)
+        self.most = most
+        self._speeds: dict[float, list[float]] = {}
+
+    def record(self, audio_s: float, elapsed_s: float) -> None:
+        """Tell how long a pack took in micro-batches of `seconds`.
+
+        Args:
+            audio_s: seconds of audio without padding; fewer than a micro-batch holds say nothing.
+            elapsed_s: seconds it took.
+        """
+        if audio_s < self.seconds:
+            return
+        speeds = self._speeds.setdefault(self.seconds, [])
+        speeds.append(audio_s / elapsed_s)
+        if len(speeds) < ROUNDS:
+            return
+        best = max(self._speeds, key=lambda size: max(self._speeds[size]))
+        fresh = (size for size in (best / 2, best * 2) if 1.0 <= size <= self.most and size not in self._speeds)
+        self.seconds = next(fresh, best)
+
+
+def for_device(device: str) -> Budget:
+    """Where to begin on a device, and how far its memory lets it go."""
+    if not device.startswith("cuda"):
+        begin, most = CPU_S
+        return Budget(begin=begin, most=most)
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    # Half for what this does not count; what is too much all the same is halved where it fails.
+    return Budget(begin=CUDA_S, most=free / 2 / SECOND_BYTES)
