@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,8 +21,8 @@ SHORTEST_TASK_S, LONGEST_TASK_S = 60.0, 1800.0
 
 TASKS_PER_DECODER = 8
 
-MOST_TASKS = 2000
-"""Of so many recordings as are planned at once: a scheduler holds every task of a run in memory."""
+MOST_TASKS = 20_000
+"""About how many a run has at most: a scheduler holds every one in memory, and starts with all of them."""
 
 PLANNED_AT_ONCE = 100_000
 """Recordings with work left whose ledger entries are in memory together: some 100 MB at an hour each."""
@@ -54,7 +54,7 @@ class Plan:
 def make_plan(
     storage: Storage,
     run: str,
-    parts: Iterable[Callable[[], pa.Table]],
+    parts: Sequence[Callable[[], pa.Table]],
     *,
     audio: str,
     models: dict[str, str],
@@ -80,12 +80,16 @@ def make_plan(
     whole = _Whole(storage, audio=audio, models=models, relabel=relabel)
     failures: dict[bytes, int] | None = None
     plan = plans.Writer(storage, run)
+    found_s = 0.0
     for left in _gathered(whole.left(parts)):
         failures = _attempts(storage) if failures is None else failures
         left = _ordered(left, by_length=by_length)
+        found_s += float(pc.sum(left["work_s"]).as_py())
+        # What the parts that were read hold, the others will: a part is a share of the recordings by hash.
+        least_s = found_s * len(parts) / whole.parts / MOST_TASKS
         for start in range(0, left.num_rows, PLANNED_AT_ONCE):
             rows = _with_history(storage, left.slice(start, PLANNED_AT_ONCE), failures, audio=audio)
-            plan.add(rows, balance(rows["work_s"].to_numpy(), decoders=decoders))
+            plan.add(rows, balance(rows["work_s"].to_numpy(), decoders=decoders, least_s=least_s))
     plan.end()
     todo = sum(plan.tasks)
     return Plan(
@@ -117,12 +121,13 @@ def missing(storage: Storage, run: str, *, audio: str, models: dict[str, str]) -
     return pa.concat_tables(left)
 
 
-def balance(work: np.ndarray, *, decoders: int) -> list[int]:
+def balance(work: np.ndarray, *, decoders: int, least_s: float = 0.0) -> list[int]:
     """Cut a row of recordings into read tasks of about equal work, in order.
 
     Args:
         work: seconds of each recording.
         decoders: how many decode at once.
+        least_s: seconds that a task is worth at least, where that bounds their number.
 
     Returns:
         Number of recordings of each task.
@@ -133,8 +138,8 @@ def balance(work: np.ndarray, *, decoders: int) -> list[int]:
     """
     if not len(work):
         return []
-    longest = max(LONGEST_TASK_S, float(work.sum()) / MOST_TASKS)
-    share = float(np.clip(work.sum() / (TASKS_PER_DECODER * decoders), SHORTEST_TASK_S, longest))
+    share = float(np.clip(work.sum() / (TASKS_PER_DECODER * decoders), SHORTEST_TASK_S, LONGEST_TASK_S))
+    share = max(share, least_s)
     tasks, count, seconds = [], 0, 0.0
     for length in work:
         if count and seconds + length > share:
@@ -154,7 +159,8 @@ class _Whole:
         relabel: whether labels of other fingerprints count for nothing.
 
     Attributes:
-        asked: recordings seen.
+        parts: of the catalogue seen.
+        asked: recordings in them.
         superseded: of these, those that keep old labels, by model, old model and audio fingerprint.
         needed: models that some of these need.
     """
@@ -166,7 +172,7 @@ class _Whole:
         self._now = {model: found.pop(key, coverage.Ids.none()) for model, key in wanted.items()}
         # Several old fingerprints may hold a recording; it counts for the one most like today's, then for the largest.
         self._before = dict(sorted(found.items(), key=lambda item: (*_unlike(item[0], wanted), -len(item[1]), item[0])))
-        self.asked = 0
+        self.parts = self.asked = 0
         self.superseded: Counter[coverage.Key] = Counter()
         self.needed: set[str] = set()
 
@@ -178,6 +184,7 @@ class _Whole:
         """Of each part the recordings that need some model, with the models whose old labels they keep."""
         for read in parts:
             recordings = read()
+            self.parts += 1
             self.asked += recordings.num_rows
             needed = np.zeros(recordings.num_rows, np.bool_)
             kept = {model: np.zeros(recordings.num_rows, np.bool_) for model in self._now}

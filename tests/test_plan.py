@@ -289,13 +289,14 @@ def test_nothing_to_plan(tmp_path: Path) -> None:
 @given(
     work=st.lists(st.floats(0, 1e5, allow_nan=False), max_size=60),
     decoders=st.integers(1, 300),
+    least=st.floats(0, 1e6),
 )
-def test_balance_cuts_every_recording_into_a_task_in_order(work: list[float], decoders: int) -> None:
-    tasks = plan.balance(np.array(work), decoders=decoders)
+def test_balance_cuts_every_recording_into_a_task_in_order(work: list[float], decoders: int, least: float) -> None:
+    tasks = plan.balance(np.array(work), decoders=decoders, least_s=least)
     assert sum(tasks) == len(work)
     assert all(count > 0 for count in tasks)
-    longest = max(plan.LONGEST_TASK_S, sum(work) / plan.MOST_TASKS)
-    share = float(np.clip(sum(work) / (plan.TASKS_PER_DECODER * decoders), plan.SHORTEST_TASK_S, longest))
+    share = float(np.clip(sum(work) / (plan.TASKS_PER_DECODER * decoders), plan.SHORTEST_TASK_S, plan.LONGEST_TASK_S))
+    share = max(share, least)
     start = 0
     for count in tasks:
         piece = work[start : start + count]
@@ -313,8 +314,22 @@ def test_balance_feeds_every_decoder() -> None:
     assert max(tasks) - min(tasks[:-1]) <= 1
 
 
-def test_balance_bounds_the_number_of_tasks() -> None:
-    """Of a hundred thousand recordings of an hour, one task each would be more than a scheduler holds."""
-    tasks = plan.balance(np.full(100_000, 3600.0), decoders=30)
-    assert sum(tasks) == 100_000
-    assert len(tasks) <= plan.MOST_TASKS
+def test_a_run_has_a_bounded_number_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task for each hour would be more than a scheduler holds; parts that are still to come count already."""
+    monkeypatch.setattr(plan, "PLANNED_AT_ONCE", 100)
+    monkeypatch.setattr(plan, "MOST_TASKS", 50)
+
+    def part(number: int) -> pa.Table:
+        rows = [
+            {"recording_id": (number * 100 + i).to_bytes(16), "uri": f"/{number}/{i}.wav", "claimed_s": 3600.0}
+            for i in range(100)
+        ]
+        return pa.Table.from_pylist([row | {"meta": [], "given": []} for row in rows], schema=RECORDINGS)
+
+    todo = plan.make_plan(
+        Storage(str(tmp_path)), "R1", [lambda number=number: part(number) for number in range(10)],
+        audio=AUDIO, models={"m": "f"}, by_length=False, decoders=30,
+    )  # fmt: skip
+    assert sum(todo.tasks) == todo.left == 1000
+    assert 25 < len(todo.tasks) <= 60
+    assert max(todo.tasks) <= 20

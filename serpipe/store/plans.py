@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
@@ -78,7 +79,7 @@ class Writer:
                 self._piece = pq.ParquetWriter(self._sink, PLAN, compression="zstd")
             self._piece.write_table(task.select(PLAN.names), row_group_size=size)
             self.tasks.append(size)
-            self.work_s += float(sum(task["work_s"].to_pylist()))
+            self.work_s += float(pc.sum(task["work_s"]).as_py() or 0.0)
             if len(self.tasks) % TASKS_PER_PIECE == 0:
                 self._end_piece()
 
