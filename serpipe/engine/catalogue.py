@@ -33,10 +33,16 @@ from serpipe.store import parquet, runs
 from serpipe.store.storage import Storage
 
 IN_PROCESS_BYTES = 64 << 20
-"""Bytes of a manifest's parts up to which it is read without Ray: some half a million rows."""
+"""Bytes of a manifest's text up to which it is read without Ray: some half a million rows, a gigabyte of memory."""
 
-PART_BYTES = 32 << 20
-"""Bytes of manifest behind one part of a catalogue made by Ray."""
+PART_BYTES = 16 << 20
+"""Bytes of text behind one part of a catalogue made by Ray."""
+
+TEXT_OF_PARQUET = 6
+"""About how often larger the text of a Parquet file is."""
+
+READ_CPUS = 0.5
+"""CPUs that a task reserves which reads or sorts a manifest: work for a core, beside which the shuffle finds room."""
 
 MOST_PARTITIONS = 200
 """Of the shuffle; Ray's own default, of which a small catalogue would leave most empty."""
@@ -66,7 +72,12 @@ def is_small(manifest: Manifest) -> bool:
     """Whether a manifest is read in this process."""
     if manifest.format in ("folder", "glob"):
         return True
-    return sum(part.size or 0 for part in manifest.parts) <= IN_PROCESS_BYTES
+    return _text_bytes(manifest) <= IN_PROCESS_BYTES
+
+
+def _text_bytes(manifest: Manifest) -> int:
+    size = sum(part.size or 0 for part in manifest.parts)
+    return size * TEXT_OF_PARQUET if manifest.format == "parquet" else size
 
 
 def read_here(manifest: Manifest) -> Catalogue:
@@ -94,22 +105,20 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
     import ray.data
 
     from serpipe.engine.pipeline import TASK_RETRIES
-    from serpipe.engine.preflight import LIGHT_CPUS
 
-    size = sum(part.size or 0 for part in manifest.parts)
-    buckets = max(2, size // PART_BYTES)
+    buckets = max(2, _text_bytes(manifest) // PART_BYTES)
     with warnings.catch_warnings():
         # The bounded retries have no other name in Ray 2.60.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.read_datasource(
             _source(manifest, buckets),
-            num_cpus=LIGHT_CPUS,
+            num_cpus=READ_CPUS,
             override_num_blocks=len(manifest.parts),
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
     root = storage.root
     folded = dataset.groupby("bucket", num_partitions=min(buckets, MOST_PARTITIONS)).map_groups(
-        lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=LIGHT_CPUS
+        lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=READ_CPUS
     )
     signed = [_SIGNED.empty_table(), *folded.iter_batches(batch_size=None, batch_format="pyarrow")]
     return _stored(storage, run, pa.concat_tables([table.cast(_SIGNED) for table in signed]))
