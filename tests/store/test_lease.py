@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from serpipe.errors import StoreError
+from serpipe.shard import Shard
 from serpipe.store import lease
 from serpipe.store.lease import Holder, Lease
 from serpipe.store.storage import Storage
@@ -232,6 +233,65 @@ def test_a_store_out_of_reach_for_a_moment_costs_no_lease(storage: Storage, monk
         assert _comes(lambda: storage.modified(name) > first)
 
 
+FIRST, SECOND, HALF = Shard(0, 4), Shard(1, 4), Shard(0, 2)
+
+
+def test_shards_are_held_side_by_side_and_nothing_else_is(storage: Storage) -> None:
+    with Lease(storage, "R0", shard=FIRST) as first, Lease(storage, "R1", shard=SECOND) as second:
+        assert {holder.run_id for holder in lease.holders(storage)} == {"R0", "R1"}
+        for shard in (None, FIRST, SECOND, HALF):
+            with pytest.raises(StoreError, match="STORE_HELD"), Lease(storage, "R2", shard=shard):
+                pass
+        first.check()
+        second.check()
+    assert lease.holders(storage) == []
+    with Lease(storage, "R3"):
+        for shard in (FIRST, HALF):
+            with pytest.raises(StoreError, match="run R3 on"), Lease(storage, "R4", shard=shard):
+                pass
+    # Who holds all takes away every claim below.
+    assert len(set(storage.list("lease/")) - {lease.CLOCK}) == 1
+
+
+@pytest.mark.parametrize("dead", ["", "0/4", "0/2"])
+def test_a_shard_takes_over_what_conflicts_with_it_and_is_dead(storage: Storage, dead: str) -> None:
+    name = _hold(storage, silent_s=lease.LIFETIME_S + 1, shard=dead)
+    beside = _hold(storage, number=8, shard="1/4") if dead == "0/4" else None
+    with Lease(storage, "R1", shard=FIRST):
+        # The dead one wakes up.
+        storage.put(name, json.dumps(asdict(THEIRS) | {"shard": dead}).encode())
+        with pytest.raises(StoreError, match="STORE_LOST"):
+            lease.check(storage, "R9" if beside else "R0")
+        lease.check(storage, "R1")
+
+
+def test_what_was_taken_over_stays_so_when_shards_come_and_go(storage: Storage) -> None:
+    """A dead shard's run was taken over by one of the whole store; another shard's run does not bring it back."""
+    name = _hold(storage, silent_s=lease.LIFETIME_S + 1, shard="0/4")
+    with Lease(storage, "R1"):
+        pass
+    with Lease(storage, "R2", shard=SECOND):
+        storage.put(name, json.dumps(asdict(THEIRS) | {"shard": "0/4"}).encode())
+        with pytest.raises(StoreError, match="STORE_LOST"):
+            lease.check(storage, "R0")
+        lease.check(storage, "R2")
+        with Lease(storage, "R3", shard=FIRST) as third:
+            third.check()
+
+
+def test_many_shards_at_once_all_come_in(tmp_path: Path) -> None:
+    """Each retries while others claim at the same moment; nobody is turned away for another's shard."""
+    leave = threading.Barrier(8)
+
+    def run(place: int) -> None:
+        with Lease(Storage(str(tmp_path)), f"R{place}", shard=Shard(place, 8)) as held:
+            leave.wait(60)
+            held.check()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(8)))
+
+
 class Stepped(Storage):
     """Stops before each operation until it is told to go on, so that a test decides who is first."""
 
@@ -261,7 +321,9 @@ class Stepped(Storage):
         super().delete(name)
 
 
-def _race(root: str, order: Iterator[int], *, exclusive: bool, let_go: bool) -> tuple[int, int]:
+def _race(
+    root: str, order: Iterator[int], *, exclusive: bool, let_go: bool, shards: Sequence[Shard | None] = (None, None)
+) -> tuple[int, int]:
     """Two go for one store, an operation at a time in a given order.
 
     Returns:
@@ -278,7 +340,7 @@ def _race(root: str, order: Iterator[int], *, exclusive: bool, let_go: bool) -> 
         nonlocal most, came
         me = racers[place]
         try:
-            with Lease(me, f"R{place}") as held:
+            with Lease(me, f"R{place}", shard=shards[place]) as held:
                 me.step()
                 held.check()
                 with lock:
@@ -325,6 +387,20 @@ def test_two_that_race_never_hold_it_at_once(tmp_path: Path, dead: bool, let_go:
         assert most <= 1, trial
         held += came
     assert held >= 60
+
+
+@pytest.mark.parametrize("shards", [(None, FIRST), (FIRST, FIRST), (HALF, FIRST), (FIRST, SECOND)])
+def test_shards_that_race_never_hold_the_same_at_once(tmp_path: Path, shards: tuple[Shard | None, Shard]) -> None:
+    choose = random.Random(5)
+    both = 0
+    for trial in range(40):
+        order = iter(lambda: choose.randrange(2), 2)
+        came, most = _race(str(tmp_path / f"{trial}"), order, exclusive=True, let_go=False, shards=shards)
+        assert came >= 1
+        assert most <= (2 if shards == (FIRST, SECOND) else 1), trial
+        both += came == 2
+    if shards == (FIRST, SECOND):
+        assert both == 40
 
 
 def test_a_number_that_is_free_again_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
