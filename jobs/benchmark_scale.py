@@ -1,0 +1,359 @@
+"""How large a run may be: memory and time of planning, of the scheduler, and over the length of a run.
+
+Each part can be run alone; without an option all are, in a size that takes some minutes on two cores.
+
+Example:
+    python jobs/benchmark_scale.py --rows 10000000
+    python jobs/benchmark_scale.py --files 100000 --long
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+ROWS_AT_ONCE = 500_000
+DISTINCT = 64
+"""Different recordings behind the names of an archive."""
+
+BLOCKS = 600
+"""Of a plan of many tasks, how many are passed through the scheduler to learn its pace."""
+
+
+@click.command()
+@click.option("--rows", type=int, help="Rows of a manifest that is catalogued and planned, as Parquet and as CSV.")
+@click.option("--tasks", type=int, help="Read tasks that are handed to the scheduler.")
+@click.option("--files", type=int, help="Files of about a second that are labelled.")
+@click.option("--nodes", type=int, help="Largest local cluster that labels the same files, a CPU a node.")
+@click.option("--long", "minutes", type=float, help="Minutes, about, of a run whose pace is held against itself.")
+@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the figures there too.")
+@click.option("--alone", hidden=True, help="One part, in this process; its figures as JSON.")
+def main(
+    rows: int | None,
+    tasks: int | None,
+    files: int | None,
+    nodes: int | None,
+    minutes: float | None,
+    file: str | None,
+    alone: str | None,
+) -> None:
+    """Measure how memory and time grow with manifests, read tasks, files, nodes and minutes."""
+    if alone:
+        part, _, value = alone.partition("=")
+        with tempfile.TemporaryDirectory(prefix="serpipe-scale-") as folder:
+            print(json.dumps(PARTS[part](float(value), Path(folder))))
+        return
+    asked = {"rows-parquet": rows, "rows-csv": rows, "tasks": tasks, "files": files, "nodes": nodes, "long": minutes}
+    if not any(asked.values()):
+        asked = {"rows-parquet": 1_000_000, "tasks": 20_000, "files": 5_000, "nodes": 2, "long": 3.0}
+    print(f"{platform.platform()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB", flush=True)
+    found: dict[str, Any] = {}
+    for part, value in asked.items():
+        if value:
+            # A process of its own, so that its memory is its own.
+            command = [sys.executable, __file__, "--alone", f"{part}={value}"]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found[part] = json.loads(said.splitlines()[-1])
+            print(f"{part} {value:g}", flush=True)
+            for name, figure in found[part].items():
+                print(
+                    f"    {name}: {figure:,.2f}" if isinstance(figure, float) else f"    {name}: {figure}", flush=True
+                )
+    if file:
+        Path(file).write_text(json.dumps(found, indent=1) + "\n")
+
+
+class Memory:
+    """What this process holds beyond what it held at first, in MB, seen twenty times a second."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.before = self.peak = self._now()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def lap(self) -> float:
+        """The most since the last lap."""
+        peak, self.peak = max(self.peak, self._now()), self._now()
+        return peak - self.before
+
+    def _now(self) -> float:
+        return float(self._process.memory_info().rss) / 1e6
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.05):
+            self.peak = max(self.peak, self._now())
+
+
+def planned(count: int, folder: Path, *, ending: str) -> dict[str, Any]:
+    """Catalogue and plan a manifest whose audio need not exist, as `label` does."""
+    from serpipe import plan
+    from serpipe.engine import catalogue
+    from serpipe.manifest import open_manifest
+    from serpipe.store.storage import Storage
+
+    # Made by another process, which takes its memory with it.
+    place = str(folder / f"manifest{ending}")
+    subprocess.run([sys.executable, __file__, "--alone", f"manifest={count}"], env=os.environ | {"MANIFEST": place})
+    import ray.data  # noqa: F401 - what it takes is not the manifest's
+
+    memory, figures = Memory(), {}
+    with _cluster(cpus=2):
+        figures["driver_ray_mb"] = memory.lap()
+        began = time.monotonic()
+        storage = Storage(str(folder / "store"))
+        manifest = open_manifest(place)
+        figures["manifest_mb"] = sum(part.size or 0 for part in manifest.parts) / 1e6
+        small = catalogue.is_small(manifest)
+        read = catalogue.read_here(manifest) if small else catalogue.read_with_ray(manifest, storage, "R1")
+        catalogue.check(read, skip_bad_rows=False)
+        figures |= {"catalogue_s": time.monotonic() - began, "catalogue_driver_mb": memory.lap()}
+    began = time.monotonic()
+    todo = plan.make_plan(storage, "R1", read.parts, audio="a", models={"embedded": "f"}, by_length=False, decoders=2)
+    assert todo.left == count
+    figures |= {"plan_s": time.monotonic() - began, "plan_driver_mb": memory.lap(), "read_tasks": len(todo.tasks)}
+    figures["rows_per_s"] = count / (figures["catalogue_s"] + figures["plan_s"])
+    return figures
+
+
+def write_manifest(count: int, place: str) -> None:
+    """Recordings of some seconds to an hour, in feeds; Parquet or CSV by the ending."""
+    noise = np.random.default_rng(0)
+    writer: Any = None
+    for start in range(0, count, ROWS_AT_ONCE):
+        numbers = range(start, min(start + ROWS_AT_ONCE, count))
+        seconds = np.round(np.exp(noise.normal(3.0, 1.5, len(numbers))), 2)
+        rows = pa.table(
+            {
+                "uri": [f"s3://archive/feeds/{i % 4096:04d}/episodes/{i:010d}.opus" for i in numbers],
+                "duration": seconds,
+                "size": (seconds * 6000).astype(np.int64),
+                "etag": [f"{i:032x}" for i in numbers],
+                "language": pa.array(["en", "de"]).take(pa.array(np.arange(len(numbers)) % 2)),
+            }
+        )
+        if writer is None:
+            kind = pq.ParquetWriter if place.endswith(".parquet") else pa.csv.CSVWriter
+            writer = kind(place, rows.schema)
+        writer.write_table(rows)
+    writer.close()
+
+
+def scheduled(count: int, folder: Path) -> dict[str, Any]:
+    """Hand a plan of many read tasks to the scheduler, and pass some of them through one actor that does nothing."""
+    import ray.data
+
+    from serpipe.engine.preflight import LIGHT_CPUS
+    from serpipe.engine.source import PlanSource
+    from serpipe.store import plans
+    from serpipe.store.storage import Storage
+
+    storage = Storage(str(folder / "store"))
+    writer = plans.Writer(storage, "R1")
+    rows = [
+        {"recording_id": i.to_bytes(16), "uri": f"s3://archive/{i:010d}.opus", "size": 1, "meta": [], "given": [],
+         "settled": [], "kept": [], "known": False, "attempts": 0, "work_s": 1.0}
+        for i in range(count)
+    ]  # fmt: skip
+    writer.add(pa.Table.from_pylist(rows, schema=plans.WORK), [1] * count)
+    writer.end()
+    del rows
+    figures: dict[str, Any] = {}
+    with _cluster(cpus=2):
+        memory = Memory()
+        for name, tasks in (("few", BLOCKS), ("all", count)):
+            source = PlanSource(storage.root, "R1", writer.tasks[:tasks], {})
+            began, worked = time.monotonic(), time.process_time()
+            dataset = ray.data.read_datasource(source, num_cpus=LIGHT_CPUS, override_num_blocks=len(source))
+            dataset = dataset.map_batches(
+                _Nothing,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=1.8,  # leaves room for a few reads at a time, as in a run
+                compute=ray.data.ActorPoolStrategy(size=1),
+            )
+            blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            next(iter(blocks))
+            first = time.monotonic()
+            figures[f"{name}_first_block_s"] = first - began
+            passed = 1 + sum(1 for _, _ in zip(range(BLOCKS - 2), blocks, strict=False))
+            figures[f"{name}_blocks_per_s"] = (passed - 1) / (time.monotonic() - first)
+            figures[f"{name}_driver_cpu_s"] = time.process_time() - worked
+            figures[f"{name}_driver_mb"] = memory.lap()
+    return figures | {"tasks_cost_s": figures["all_first_block_s"] - figures["few_first_block_s"]}
+
+
+class _Nothing:
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return block
+
+
+def labelled(count: int, folder: Path) -> dict[str, Any]:
+    """Label many short files with the embedded model."""
+    manifest = _archive(folder, count, seconds=1.2)
+    with _cluster(cpus=2):
+        pace = _run(manifest, folder / "store", segmentation="whole")
+    return pace.figures() | {"files_per_s": pace.between(0.2, 0.9) / 1.2, "files": count}
+
+
+def over_nodes(most: int, folder: Path) -> dict[str, Any]:
+    """Label the same files on local clusters of one node, two, and so on."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    manifest = _archive(folder, 240, seconds=60.0)
+    figures: dict[str, Any] = {}
+    for nodes in range(1, most + 1):
+        options = {"num_cpus": 1, "object_store_memory": 300 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args=options)
+        for _ in range(nodes - 1):
+            cluster.add_node(**options)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            pace = _run(manifest, folder / f"store-{nodes}", segmentation="window:6/3", decoders=nodes)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+        figures[f"{nodes}_audio_s_per_s"] = pace.between(0.2, 0.9)
+    return figures | {"last_over_first": figures[f"{most}_audio_s_per_s"] / figures["1_audio_s_per_s"]}
+
+
+def paced(minutes: float, folder: Path) -> dict[str, Any]:
+    """One long run: the pace of its last tenth over that of its second, and the driver's memory at both."""
+    # Two cores label some hundred thousand seconds of windows of short recordings in a minute.
+    manifest = _archive(folder, int(minutes * 450), seconds=20.0)
+    with _cluster(cpus=2):
+        pace = _run(manifest, folder / "store", segmentation="window:4/4")
+    return pace.figures()
+
+
+class Pace:
+    """How far a run was, and what its driver held, second by second."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, float]] = []
+
+    def between(self, start: float, end: float) -> float:
+        """Audio seconds a second while the share done went from `start` to `end`."""
+        at = self._when(start), self._when(end)
+        return (end - start) * self._total() / (at[1] - at[0])
+
+    def figures(self) -> dict[str, Any]:
+        """What a run's length does to it."""
+        second, last = self.between(0.1, 0.2), self.between(0.9, 1.0)
+        first_s, last_s = self._when(0.1), self._when(1.0)
+        return {
+            "audio_s": self._total(),
+            "run_s": self.seen[-1][0],
+            "audio_s_per_s": self.between(0.1, 1.0),
+            "last_tenth_over_second": last / second,
+            "tenths": " ".join(f"{self.between(t / 10, (t + 1) / 10):.0f}" for t in range(10)),
+            "driver_mb_at_tenth": self._memory(first_s),
+            "driver_mb_at_end": self._memory(last_s),
+            "driver_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+    def _total(self) -> float:
+        return self.seen[-1][1]
+
+    def _when(self, share: float) -> float:
+        times, done, _ = (np.array(column) for column in zip(*self.seen, strict=True))
+        keep = np.append(True, done[1:] > done[:-1])
+        return float(np.interp(share * self._total(), done[keep], times[keep]))
+
+    def _memory(self, at: float) -> float:
+        times, _, memory = (np.array(column) for column in zip(*self.seen, strict=True))
+        return float(np.interp(at, times, memory))
+
+
+def _run(manifest: str, store: Path, **options: Any) -> Pace:
+    import serpipe
+    from serpipe.engine import progress
+
+    pace, process, began = Pace(), psutil.Process(), time.monotonic()
+    now = progress.Progress.now
+
+    def noted(self: progress.Progress, totals: dict[str, float]) -> Any:
+        told = now(self, totals)
+        pace.seen.append((time.monotonic() - began, told.audio_s, process.memory_info().rss / 1e6))
+        return told
+
+    progress.Progress.now = noted  # type: ignore[method-assign]
+    progress._LOOK_EVERY_S = 0.25
+    try:
+        result = serpipe.label(manifest, str(store), **options)
+    finally:
+        progress.Progress.now = now  # type: ignore[method-assign]
+    assert not result.failed, result.codes
+    return pace
+
+
+def _archive(folder: Path, count: int, *, seconds: float) -> str:
+    """Many names for few recordings, and their list with what a manifest of an archive says."""
+    from serpipe.testing import write_speech
+
+    place = folder / "archive"
+    place.mkdir()
+    masters = [write_speech(folder / f"{seed}.wav", seconds=seconds, seed=seed) for seed in range(DISTINCT)]
+    names = [str(place / f"{number:07d}.wav") for number in range(count)]
+    for number, name in enumerate(names):
+        os.link(masters[number % DISTINCT], name)
+    table = pa.table({"uri": names, "duration": [seconds] * count})
+    pq.write_table(table, folder / "list.parquet")
+    return str(folder / "list.parquet")
+
+
+@contextmanager
+def _cluster(*, cpus: int) -> Iterator[None]:
+    import logging
+
+    import ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    ray.init(
+        "local",
+        num_cpus=cpus,
+        object_store_memory=600 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+PARTS: dict[str, Callable[[float, Path], Any]] = {
+    "manifest": lambda count, _: write_manifest(int(count), os.environ["MANIFEST"]),
+    "rows-parquet": lambda count, folder: planned(int(count), folder, ending=".parquet"),
+    "rows-csv": lambda count, folder: planned(int(count), folder, ending=".csv"),
+    "tasks": lambda count, folder: scheduled(int(count), folder),
+    "files": lambda count, folder: labelled(int(count), folder),
+    "nodes": lambda most, folder: over_nodes(int(most), folder),
+    "long": paced,
+}
+
+
+if __name__ == "__main__":
+    main()
