@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
-.PHONY: demo report docs test test-slow test-long test-s3 test-all check clean
+.PHONY: demo report docs test test-slow test-long test-s3 test-all check bench bench-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/serpipe demo demo
@@ -46,6 +46,14 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Some nine minutes on two cores; nothing else should run meanwhile. `jobs/benchmark.py --help` has more.
+bench: $(VENV)/installed
+	$(BIN)/python jobs/benchmark.py --quick
+
+# Fails where a ratio is more than 10 % below that of infra/benchmark.json.
+bench-check: $(VENV)/installed
+	$(BIN)/python jobs/benchmark.py --quick --json benchmark.json --check
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

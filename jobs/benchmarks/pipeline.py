@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import serpipe
 from benchmarks import material
 from benchmarks.bare import label_with_every_core
 from benchmarks.figures import Figure, figure, take_turns
+from serpipe.engine.cluster import joined
 
 HUBERT = "hubert-large-superb-er"
 
@@ -60,7 +63,7 @@ def works(*, quick: bool) -> list[Work]:
             dtype=fast_dtype(),
             segmentation="whole",
             write=material.write_clips,
-            seconds=45.0 if quick else 180.0,
+            seconds=40.0 if quick else 180.0,
             pack_s=20.0,
         ),
         Work(
@@ -69,46 +72,83 @@ def works(*, quick: bool) -> list[Work]:
             dtype="float32",
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, round(seconds / 300)),
-            seconds=4500.0 if quick else 18000.0,
+            seconds=3000.0 if quick else 18000.0,
             pack_s=60.0,
         ),
     ]
 
 
 def measure(*, quick: bool) -> list[Figure]:
-    """Figures of every kind of work; see `Work`."""
+    """Figures of every kind of work, in a Ray that starts once and is warm; see `Work` and `figures_of`."""
     found: list[Figure] = []
-    for work in works(quick=quick):
-        found += against_parts(work, rounds=1 if quick else 3)
+    with joined(None), tempfile.TemporaryDirectory(prefix="benchmark-pipeline-") as place:
+        for work in works(quick=quick):
+            found += figures_of(work, Path(place, work.name), rounds=1 if quick else 3, both_dtypes=not quick)
     return found
 
 
-def against_parts(work: Work, *, rounds: int) -> list[Figure]:
-    """`end-to-end/parts:NAME`, and the seconds of a run that do not grow with its audio, as `start-up:NAME`."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-pipeline-") as place:
-        small, large = Path(place, "small"), Path(place, "large")
-        work.write(small, work.seconds)
-        work.write(large, TIMES * work.seconds)
-        files = sorted(map(str, large.iterdir()))
-        fixed: list[float] = []
+def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> list[Figure]:
+    """What is measured on one kind of work.
 
-        def pipeline() -> float:
-            short, long = timed(work, small), timed(work, large)
-            speed = (long[1] - short[1]) / (long[0] - short[0])
-            fixed.append(short[0] - short[1] / speed)
-            return speed
+    Args:
+        work: what.
+        place: folder for its archives and stores.
+        rounds: turns of every arm.
+        both_dtypes: whether float32 is held against the script of plain Ray Data too.
 
-        def parts() -> float:
-            return label_with_every_core(
-                work.model, work.dtype, files, pack_s=work.pack_s, processes=os.cpu_count() or 1
-            )
+    Returns:
+        `end-to-end/parts:NAME`; `start-up:NAME`, seconds of a run that do not grow with its audio; for a Transformers
+        checkpoint `peer/ray-data`, its speed over that of the script.
+    """
+    small, large = place / "small", place / "large"
+    work.write(small, work.seconds)
+    work.write(large, TIMES * work.seconds)
+    files = sorted(map(str, large.iterdir()))
+    # What the first run brings into memory, the others find there.
+    timed(work, small)
+    fixed: list[float] = []
 
-        speeds = take_turns({"pipeline": pipeline, "parts": parts}, rounds=rounds)
-    ones = [1.0] * len(fixed)
-    return [
-        figure(f"end-to-end/parts:{work.name}", speeds["pipeline"], speeds["parts"]),
-        figure(f"start-up:{work.name}", fixed, ones, unit="s"),
-    ]
+    def pipeline() -> float:
+        short, long = timed(work, small), timed(work, large)
+        speed = slope(short, long)
+        fixed.append(short[0] - short[1] / speed)
+        return speed
+
+    def parts() -> float:
+        return label_with_every_core(work.model, work.dtype, files, pack_s=work.pack_s, processes=os.cpu_count() or 1)
+
+    def peer() -> float:
+        return slope((plain(work, small), work.seconds), (plain(work, large), TIMES * work.seconds))
+
+    arms: dict[str, Callable[[], float]] = {"pipeline": pipeline, "parts": parts}
+    if "=" in work.model:
+        arms["peer"] = peer
+        if both_dtypes:
+            exact = replace(work, dtype="float32")
+            arms["float32"] = lambda: slope(timed(exact, small), timed(exact, large))
+    speeds = take_turns(arms, rounds=rounds)
+    found = [figure(f"end-to-end/parts:{work.name}", speeds["pipeline"], speeds["parts"])]
+    if "peer" in arms:
+        found.append(figure("peer/ray-data", speeds["pipeline"], speeds["peer"]))
+    if "float32" in arms:
+        found.append(figure("peer/ray-data:float32", speeds["float32"], speeds["peer"]))
+    return [*found, figure(f"start-up:{work.name}", fixed, [1.0] * rounds, unit="s")]
+
+
+def slope(short: tuple[float, float], long: tuple[float, float]) -> float:
+    """Seconds of audio in a second, from the seconds that two runs took and the audio they labelled."""
+    return (long[1] - short[1]) / (long[0] - short[0])
+
+
+def plain(work: Work, archive: Path) -> float:
+    """Seconds that the script of plain Ray Data takes for an archive, in a Ray of its own."""
+    out = tempfile.mkdtemp(prefix="plain-", dir=archive.parent)
+    command = [sys.executable, str(PEER), work.model.partition("=")[2], str(archive), out]
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"RAY_ADDRESS": "local"})
+    taken = time.monotonic() - began
+    shutil.rmtree(out)
+    return taken
 
 
 def timed(work: Work, archive: Path) -> tuple[float, float]:

@@ -1,0 +1,119 @@
+"""How fast serpipe is: against bare codecs, bare networks, its own parts, and what one would use instead.
+
+Measures on audio and checkpoints that it makes itself, arms in turns, and prints a table: for each figure the ratio
+that is held against what is wanted, its spread over the rounds, and the speed of the first arm.
+
+Example:
+    python jobs/benchmark.py --quick --json figures.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+
+import click
+from benchmarks import reference
+from benchmarks.figures import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PARTS = ("decode", "models", "peers", "pipeline", "resources")
+"""Modules of `benchmarks`, in the order they run."""
+
+REFERENCE = ROOT / "infra" / "benchmark.json"
+
+PAGES = {ROOT / "README.md": [*reference.WANTED], ROOT / "docs" / "performance.md": None}
+"""Where the table stands, and which of its figures; all where None."""
+
+END_TO_END = "end-to-end/parts:"
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="Few rounds on little audio: under ten minutes on two cores.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this part; again for more.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the figures as a list.")
+@click.option("--figures", type=click.Path(exists=True, path_type=Path), help="Take such a list instead of measuring.")
+@click.option("--check", is_flag=True, help="Exit with 1 where a ratio is more than 10 % below infra/benchmark.json.")
+@click.option("--save", is_flag=True, help="Make these figures infra/benchmark.json and the tables of the pages.")
+@click.option("--price-core-hour", type=click.FloatRange(min=0), default=0.04, show_default=True, help="Of a CPU core.")
+@click.option("--price-gpu-hour", type=click.FloatRange(min=0), default=3.2, show_default=True, help="Of a GPU.")
+def main(
+    quick: bool,
+    parts: tuple[str, ...],
+    out: Path | None,
+    figures: Path | None,
+    check: bool,
+    save: bool,
+    price_core_hour: float,
+    price_gpu_hour: float,
+) -> None:
+    """Measure, print, compare, keep."""
+    held = reference.of(REFERENCE.read_text()) if REFERENCE.exists() else None
+    # A part that is not asked for keeps the figures it has.
+    taken = {part: held.parts[part] for part in PARTS if held and part in held.parts} if save and parts else {}
+    if figures is None:
+        taken |= measured(parts or PARTS, quick=quick)
+    else:
+        taken |= {"figures": [Figure(**row) for row in json.loads(figures.read_text())]}
+    found = reference.now(taken, quick=quick)
+    rows = list(found.figures.values())
+    show(found, rows, price_core_hour=price_core_hour, price_gpu_hour=price_gpu_hour)
+    if out is not None:
+        out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    worse = []
+    if check and held:
+        asked = replace(held, parts={part: was for part, was in held.parts.items() if part in (parts or PARTS)})
+        worse = reference.regressions(rows, asked, machine=found.machine)
+    for sentence in worse:
+        print(sentence, file=sys.stderr)
+    if save:
+        keep(found)
+    sys.exit(bool(worse))
+
+
+def measured(parts: tuple[str, ...], *, quick: bool) -> dict[str, list[Figure]]:
+    """Figures of the parts asked for, each in turn."""
+    taken = {}
+    for part in parts:
+        print(f"measuring {part} …", file=sys.stderr, flush=True)
+        measure: Callable[..., list[Figure]] = import_module(f"benchmarks.{part}").measure
+        taken[part] = measure(quick=quick)
+    return taken
+
+
+def show(found: reference.Reference, rows: list[Figure], *, price_core_hour: float, price_gpu_hour: float) -> None:
+    """Print the table, the machine, and what labelling costs there."""
+    table = [["figure", "value", "wanted", "spread", "speed"], *map(reference.cells, rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{found.date}, {found.machine}")
+    hour = price(price_core_hour, price_gpu_hour)
+    for row in rows:
+        if row.name.startswith(END_TO_END):
+            name, hours = row.name.removeprefix(END_TO_END), 1000 / row.median
+            print(f"1,000 hours with {name}: {hours:.2f} hours of this machine at {hour:.2f}, {hours * hour:.2f}")
+
+
+def price(core_hour: float, gpu_hour: float) -> float:
+    """What an hour of this machine costs."""
+    import torch
+
+    return (os.cpu_count() or 1) * core_hour + torch.cuda.device_count() * gpu_hour
+
+
+def keep(found: reference.Reference) -> None:
+    """Check figures in, and put them where people read them."""
+    REFERENCE.write_text(found.text())
+    for page, names in PAGES.items():
+        page.write_text(reference.put(page.read_text(), reference.table(found, names=names)))
+
+
+if __name__ == "__main__":
+    main()

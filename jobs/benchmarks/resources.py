@@ -1,0 +1,119 @@
+"""What a run takes besides time: memory of every kind of process, and the seconds before the first label.
+
+A run by itself, in a process of its own, that starts Ray as `serpipe label` does. Memory is what a process has for
+itself alone, at its largest; the object store that all share is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from benchmarks import material
+from benchmarks.figures import Figure
+
+ROLES = {
+    "memory/decoder": "_Decode",
+    "memory/decoder-child": "serpipe.audio.child",
+    "memory/model": "_Predict",
+    "memory/driver": "import serpipe",
+}
+"""Figure, to what tells its processes by their command line."""
+
+LOOK_EVERY_S = 0.1
+
+_RUN = """
+import time
+began = time.monotonic()
+import serpipe
+imported = time.monotonic()
+import json, sys
+from serpipe.engine.cluster import joined
+with joined(None):
+    ray = time.monotonic()
+    first = serpipe.label(sys.argv[1], sys.argv[3], segmentation="window:10/10")
+    short = time.monotonic()
+    serpipe.label(sys.argv[2], sys.argv[3], segmentation="window:10/10")
+print(json.dumps({"import": imported - began, "ray": ray - imported, "one-file": short - ray}))
+"""
+
+
+def measure(*, quick: bool) -> list[Figure]:
+    """`memory/…` in MB and `start-up/…` in seconds; their ratio is the figure itself."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-resources-") as place:
+        one, many = Path(place, "one"), Path(place, "many")
+        material.write_clips(one, 5.0)
+        material.write_podcasts(many, 8 if quick else 48)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, str(one), str(many), str(Path(place, "store"))],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        watch = _Watch(process.pid)
+        out, _ = process.communicate()
+        peaks = watch.end()
+    if process.returncode:
+        raise RuntimeError("the run whose memory is measured broke; its error is above")
+    found = [_plain(role, peaks.get(role, 0) / 2**20, "MB") for role in ROLES]
+    return found + [_plain(f"start-up/{name}", seconds, "s") for name, seconds in json.loads(out).items()]
+
+
+def _plain(name: str, value: float, unit: str) -> Figure:
+    return Figure(name=name, ratio=value, median=value, spread=0.0, unit=unit)
+
+
+class _Watch:
+    """Looks at a process and all that descend from it, until it is told to end."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peaks: dict[str, int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> dict[str, int]:
+        """The largest process of each role, in bytes."""
+        self._ended.set()
+        self._thread.join()
+        return self._peaks
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            for pid in _family(self._pid):
+                try:
+                    command = Path(f"/proc/{pid}/cmdline").read_text()
+                    held = _private_bytes(pid)
+                except OSError:
+                    continue
+                role = next((role for role, sign in ROLES.items() if sign in command), None)
+                if role is not None:
+                    self._peaks[role] = max(self._peaks.get(role, 0), held)
+
+
+def _private_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(place.name))
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        todo += children.get(found[-1], [])
+    return found

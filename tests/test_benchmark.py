@@ -1,0 +1,129 @@
+"""Figures held against those that are checked in: what is worse is told, what may differ is not; pages show them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "jobs"))
+
+from benchmarks import material, reference
+from benchmarks.figures import Figure, figure, take_turns
+
+HERE = "2 cores of a processor"
+
+
+def ratio(name: str, value: float, *, unit: str = "audio s/s") -> Figure:
+    return Figure(name=name, ratio=value, median=300.0, spread=0.1, unit=unit)
+
+
+WAS = reference.Reference(
+    machine=HERE,
+    date="2026-01-31",
+    quick=True,
+    parts={
+        "decode": [ratio("decode/bare", 0.9), ratio("vad-x-realtime", 600.0, unit="x real time")],
+        "resources": [ratio("start-up/ray", 4.0, unit="s"), ratio("memory/model", 500.0, unit="MB")],
+    },
+)
+
+
+def among(**values: float) -> list[Figure]:
+    names = {"bare": "decode/bare", "vad": "vad-x-realtime", "ray": "start-up/ray", "model": "memory/model"}
+    return [
+        replace(figure, ratio=values.get(key, figure.ratio))
+        for key, name in names.items()
+        for figure in [WAS.figures[name]]
+    ]
+
+
+def test_a_tenth_less_is_no_regression() -> None:
+    assert reference.regressions(among(bare=0.811, vad=541.0), WAS, machine=HERE) == []
+
+
+def test_more_than_a_tenth_less_is_told_with_both_figures() -> None:
+    assert reference.regressions(among(bare=0.6), WAS, machine=HERE) == [
+        "decode/bare is 0.6 and was 0.9 on 2026-01-31: 33% less, more than 10%"
+    ]
+
+
+def test_what_is_no_ratio_is_held_on_the_same_machine_alone() -> None:
+    assert len(reference.regressions(among(vad=300.0), WAS, machine=HERE)) == 1
+    assert reference.regressions(among(vad=300.0), WAS, machine="another") == []
+    assert len(reference.regressions(among(bare=0.5), WAS, machine="another")) == 1
+
+
+def test_seconds_and_megabytes_are_not_held() -> None:
+    assert reference.regressions(among(ray=1.0, model=1.0), WAS, machine=HERE) == []
+
+
+def test_a_figure_that_is_gone_is_worse() -> None:
+    assert reference.regressions(among()[1:], WAS, machine=HERE) == ["decode/bare was 0.9 and is not measured any more"]
+
+
+def test_figures_come_back_from_their_text() -> None:
+    assert reference.of(WAS.text()) == WAS
+
+
+def test_a_page_takes_the_table_and_nothing_else_of_it_changes() -> None:
+    page = f"before\n{reference.BEGIN}\nold\n{reference.END}\nafter\n"
+    table = reference.table(WAS, names=["decode/bare"])
+    assert reference.put(page, table) == f"before\n{reference.BEGIN}\n{table}\n{reference.END}\nafter\n"
+    assert table.splitlines()[-1] == (
+        "| decode/bare | 0.9 | ≥ 0.9 | 10% | 300 audio s/s | `python jobs/benchmark.py --quick --part decode` |"
+    )
+
+
+@pytest.mark.parametrize(("page", "names"), [("README.md", [*reference.WANTED]), ("docs/performance.md", None)])
+def test_pages_show_what_is_checked_in(page: str, names: list[str] | None) -> None:
+    text = (ROOT / page).read_text()
+    held = reference.of((ROOT / "infra/benchmark.json").read_text())
+    assert reference.put(text, reference.table(held, names=names)) == text
+
+
+def test_the_command_compares_two_files(tmp_path: Path) -> None:
+    """Exit 0 with the figures that are checked in, 1 with worse ones; the list is what is written."""
+    held = reference.of((ROOT / "infra/benchmark.json").read_text())
+    same, worse, out = tmp_path / "same.json", tmp_path / "worse.json", tmp_path / "out.json"
+    rows = [asdict(figure) for figure in held.figures.values()]
+    same.write_text(json.dumps(rows))
+    worse.write_text(json.dumps([row | {"ratio": row["ratio"] * 0.8} for row in rows]))
+    assert check(same, "--json", str(out)).returncode == 0
+    assert json.loads(out.read_text()) == rows
+    refused = check(worse)
+    assert refused.returncode == 1
+    assert "end-to-end/parts:hubert-large is " in refused.stderr
+
+
+def check(figures: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs/benchmark.py"), "--figures", str(figures), "--check", *more]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_arms_take_turns_and_each_round_gives_a_ratio() -> None:
+    order: list[str] = []
+
+    def arm(name: str, speeds: list[float]) -> float:
+        order.append(name)
+        return speeds.pop(0)
+
+    ours, theirs = [3.0, 4.0, 8.0], [2.0, 2.0, 2.0]
+    speeds = take_turns({"ours": lambda: arm("ours", ours), "theirs": lambda: arm("theirs", theirs)}, rounds=3)
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert figure("ours/theirs", speeds["ours"], speeds["theirs"]) == Figure(
+        name="ours/theirs", ratio=2.0, median=4.0, spread=1.25, unit="audio s/s"
+    )
+
+
+def test_utterances_are_together_as_long_as_was_asked() -> None:
+    drawn = material.lengths(600.0, seed=3)
+    assert sum(drawn) == pytest.approx(600.0)
+    assert max(drawn) <= material.LONGEST_S
