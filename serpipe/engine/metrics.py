@@ -7,6 +7,7 @@ They are for dashboards and alerts over many nights; what counts is the ledger. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,7 @@ class Weighed:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
+        self._lock = Lock()
         self.given = self.padded = 0
 
     @property
@@ -89,6 +91,8 @@ class Weighed:
         """One micro-batch, as the adapter does it."""
         outputs = self._adapter.forward(waveforms, frames=frames)
         lengths = [len(waveform) for waveform in waveforms]
-        self.given += sum(lengths)
-        self.padded += len(lengths) * max(lengths, default=0)
+        # Beside a GPU two threads run micro-batches.
+        with self._lock:
+            self.given += sum(lengths)
+            self.padded += len(lengths) * max(lengths, default=0)
         return outputs

@@ -176,7 +176,10 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
                 label_selector=placed("label"),
-                compute=ray.data.ActorPoolStrategy(size=pool.actors),
+                # Beside a GPU the next pack is unpacked, and the last one packed, while the network runs.
+                compute=ray.data.ActorPoolStrategy(
+                    size=pool.actors, max_concurrent_calls_per_actor=2 if pool.gpus else 1
+                ),
                 **_bounded(),
             )
         try:
