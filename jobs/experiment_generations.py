@@ -4,7 +4,9 @@ CORPUS is a folder with `labels.csv` (columns path, emotion, speaker, split) and
 clips of each class are gold, drawn by the seed; the others are the pool, their labels hidden, and so are the segments
 of `--timeline`, a recording whose `.segments.csv` (start_s, end_s, speaker, emotion, source_file) lies beside it; those
 that were cut from gold clips are gold too. Split `test`, other speakers, judges. Nothing here has learnt from anything
-else: the backbone is a front end without weights, and the teacher of the first round is the student of the gold alone.
+else: the teacher of the first round is the student of the gold alone, and so is the backbone below it, either the
+embedded model's network trained on the gold of that seed and size (`jobs/train_embedded.py`), or a front end without
+weights.
 
     python jobs/experiment_generations.py CORPUS --timeline TIMELINE.flac --docs docs/generations.md
 """
@@ -25,8 +27,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pyarrow.compute as pc
+import train_embedded
+from safetensors.torch import save
 
+import serpipe
+from serpipe.engine.cluster import joined
 from serpipe.evaluate import Answers, recalls, replicates
+from serpipe.models.embedded.adapter import WEIGHTS
 from serpipe.pseudolabel import generation, sources
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel.fit import Settings
@@ -38,7 +45,7 @@ from serpipe.pseudolabel.train import train
 from serpipe.store.reading import Store
 from serpipe.store.reading import open as open_store
 
-BACKBONE = "mel-statistics"
+BACKBONES = ("embedded", "mel-statistics")
 RECIPE = {
     # Sentences of a studio corpus are short, and its folder is no feed.
     "quality": {"min_s": 1.0},
@@ -48,7 +55,7 @@ RECIPE = {
     "split": {"dev": 0.0},
 }
 REPLICATES = 2000
-BEGIN, END = "<!-- experiment: begin -->", "<!-- experiment: end -->"
+BEGIN, END = "<!-- {backbone}: begin -->", "<!-- {backbone}: end -->"
 ARMS = ("gold only", "one round", "two rounds")
 
 
@@ -116,20 +123,71 @@ def draw_gold(clips: Sequence[Clip], size: int, seed: int) -> list[Clip]:
     return chosen + [clip for clip in clips if clip.split == "timeline" and clip.source in names]
 
 
-def run_one(labelled: str, clips: Sequence[Clip], size: int, seed: int) -> Outcome:
+def train_backbone(examples: Sequence[train_embedded.Example], seed: int, folder: str) -> str:
+    """The embedded model's network trained on some clips, as a folder that `label` takes."""
+    network = train_embedded.train(examples, seed)
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / WEIGHTS).write_bytes(save(network.state_dict()))
+    return folder
+
+
+Case = tuple[int | None, int]
+"""Gold clips of each class, all of `dev` when None, and the seed."""
+
+
+def label_all(
+    clips: Sequence[Clip],
+    cases: Sequence[Case],
+    backbone: str,
+    corpus: Path,
+    scratch: Path,
+    workers: ProcessPoolExecutor,
+) -> dict[Case, tuple[str, str]]:
+    """For each case a store with a backbone's embeddings of every clip, and the backbone as `label` takes it."""
+    manifest = write_rows(scratch / "manifest.csv", clips)
+    if backbone == "mel-statistics":
+        store = str(scratch / "store")
+        serpipe.label(manifest, store, models=[backbone], segmentation="given")
+        return dict.fromkeys(cases, (store, backbone))
+    heard = [clip for clip in train_embedded.read_clips(corpus) if clip.split == "dev"]
+    examples = dict(
+        zip(
+            [str(clip.path.resolve()) for clip in heard],
+            workers.map(train_embedded.make_example, range(len(heard)), heard, chunksize=8),
+            strict=True,
+        )
+    )
+    trained = {}
+    for size, seed in cases:
+        gold = heard if size is None else draw_gold(clips, size, seed)
+        names = [str(clip.path.resolve()) if isinstance(clip, train_embedded.Clip) else clip.uri for clip in gold]
+        known = [examples[name] for name in names if name in examples]
+        folder = str(scratch / f"backbone-{size}-{seed}")
+        trained[size, seed] = workers.submit(train_backbone, known, seed, folder)
+    stores = {}
+    # One Ray for all of them: to start it takes longer than to label.
+    with joined(None):
+        for case, folder in trained.items():
+            store, model = f"{folder.result()}-store", f"{backbone}={folder.result()}"
+            serpipe.label(manifest, store, models=[model], segmentation="given")
+            stores[case] = store, model
+    return stores
+
+
+def run_one(labelled: str, backbone: str, clips: Sequence[Clip], size: int, seed: int) -> Outcome:
     """Gold alone, one round and two, in a copy of the labelled store."""
     with tempfile.TemporaryDirectory() as scratch:
         store = shutil.copytree(labelled, f"{scratch}/store")
         chosen = draw_gold(clips, size, seed)
         test = [clip for clip in clips if clip.split == "test"]
         gold = write_rows(Path(scratch) / "gold.csv", [*chosen, *test], ["train"] * len(chosen) + ["test"] * len(test))
-        answers = {ARMS[0]: _student(store, 0, "gold-only", gold, seed)}
+        answers = {ARMS[0]: _student(store, backbone, 0, "gold-only", gold, seed)}
         kept, pool = {}, {}
         taught = (Teacher(model="gold-only", lineage="students"),)
         for number, arm in enumerate(ARMS[1:], start=1):
             generation.make(store, Recipe(seed=seed, teachers=taught, **RECIPE), gold=gold)
             kept[arm], pool[arm] = precision(open_store(store), number, clips)
-            answers[arm] = _student(store, number, f"round-{number}", gold, seed)
+            answers[arm] = _student(store, backbone, number, f"round-{number}", gold, seed)
             taught = (
                 Teacher(model="gold-only", lineage="students", weight=ANCHOR),
                 Teacher(model=f"round-{number}", lineage="students", weight=1 - ANCHOR),
@@ -137,17 +195,18 @@ def run_one(labelled: str, clips: Sequence[Clip], size: int, seed: int) -> Outco
         return Outcome(size, seed, answers, kept, pool)
 
 
-def run_oracle(labelled: str, clips: Sequence[Clip], seed: int) -> Answers:
-    """The same head on the true labels of all of `dev`."""
+def run_oracle(labelled: str, backbone: str, clips: Sequence[Clip], seed: int) -> Answers:
+    """The same head, and where it is trained the same backbone, on the true labels of all of `dev`."""
     with tempfile.TemporaryDirectory() as scratch:
         store = shutil.copytree(labelled, f"{scratch}/store")
         known = [clip for clip in clips if clip.split in ("dev", "test")]
         splits = ["train" if clip.split == "dev" else "test" for clip in known]
-        return _student(store, 0, "oracle", write_rows(Path(scratch) / "gold.csv", known, splits), seed)
+        gold = write_rows(Path(scratch) / "gold.csv", known, splits)
+        return _student(store, backbone, 0, "oracle", gold, seed)
 
 
-def _student(store: str, number: int, name: str, gold: str, seed: int) -> Answers:
-    trained = train(store, number, gold, backbone=BACKBONE, settings=Settings(seed=seed))
+def _student(store: str, backbone: str, number: int, name: str, gold: str, seed: int) -> Answers:
+    trained = train(store, number, gold, backbone=backbone, settings=Settings(seed=seed))
     relabel(store, trained.folder, name=name)
     opened = open_store(store)
     audio = sources.audio_of(opened, None)
@@ -230,18 +289,21 @@ def _interval(found: tuple[float, float, float], *, sign: bool = False) -> str:
     return f"{found[0]:{mark}.3f} [{found[1]:{mark}.3f}, {found[2]:{mark}.3f}]"
 
 
-def write_docs(page: Path, lines: Sequence[str]) -> None:
-    """Put the table between the page's two marks."""
+def write_docs(page: Path, lines: Sequence[str], backbone: str) -> None:
+    """Put the table between the page's two marks for this backbone."""
     text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
+    begin, end = BEGIN.format(backbone=backbone), END.format(backbone=backbone)
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text("\n".join([before + begin, *lines, end + after]), encoding="utf-8")
 
 
 @click.command(help=__doc__)
 @click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--timeline", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="More of the pool.")
-@click.option("--store", type=click.Path(path_type=Path), help="Keep the labelled store here, or take it from here.")
+@click.option(
+    "--backbone", type=click.Choice(BACKBONES), default=BACKBONES[0], show_default=True, help="Below the heads."
+)
 @click.option("--seeds", default=10, show_default=True, type=click.IntRange(min=2))
 @click.option("--size", "sizes", multiple=True, default=(4, 8, 16), show_default=True, help="Gold clips of each class.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Processes.")
@@ -249,37 +311,36 @@ def write_docs(page: Path, lines: Sequence[str]) -> None:
 def main(
     corpus: Path,
     timeline: Path | None,
-    store: Path | None,
+    backbone: str,
     seeds: int,
     sizes: tuple[int, ...],
     workers: int,
     docs: Path | None,
 ) -> None:
-    """Label once, run every seed and size in a copy, print the table."""
-    import serpipe
-
+    """Label for every seed and size, run each in a copy, print the table."""
     began = time.monotonic()
     clips = read_clips(corpus, timeline)
-    with tempfile.TemporaryDirectory() as scratch:
-        labelled = str(store or Path(scratch) / "store")
-        serpipe.label(
-            write_rows(Path(scratch) / "manifest.csv", clips), labelled, models=[BACKBONE], segmentation="given"
-        )
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            work = [pool.submit(run_one, labelled, clips, int(size), seed) for size in sizes for seed in range(seeds)]
-            oracles = [pool.submit(run_oracle, labelled, clips, seed) for seed in range(seeds)]
-            outcomes = []
-            for job in work:
-                outcomes.append(job.result())
-                figures = {arm: mean_ua([answers])[0] for arm, answers in outcomes[-1].answers.items()}
-                click.echo(json.dumps({"size": outcomes[-1].size, "seed": outcomes[-1].seed} | figures))
-            oracle = [job.result() for job in oracles]
+    cases: list[Case] = [(int(size), seed) for size in sizes for seed in range(seeds)]
+    oracles: list[Case] = [(None, seed) for seed in range(seeds)]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        stores = label_all(clips, cases + oracles, backbone, corpus, Path(scratch), pool)
+        work = [pool.submit(run_one, *stores[size, seed], clips, size, seed) for size, seed in cases]
+        ends = [pool.submit(run_oracle, *stores[case], clips, case[1]) for case in oracles]
+        outcomes = []
+        for job in work:
+            outcomes.append(job.result())
+            figures = {arm: mean_ua([answers])[0] for arm, answers in outcomes[-1].answers.items()}
+            click.echo(json.dumps({"size": outcomes[-1].size, "seed": outcomes[-1].seed} | figures))
+        oracle = [job.result() for job in ends]
     extra = f" --timeline {timeline.name}" if timeline else ""
-    command = f"python jobs/experiment_generations.py {corpus.name}{extra}"
+    command = f"python jobs/experiment_generations.py {corpus.name}{extra} --backbone {backbone}"
     lines = list(report(outcomes, oracle, command, time.monotonic() - began))
     click.echo("\n".join(lines))
     if docs is not None:
-        write_docs(docs, lines)
+        write_docs(docs, lines, backbone)
 
 
 if __name__ == "__main__":
