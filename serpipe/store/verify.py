@@ -248,11 +248,12 @@ def _of_segments(whole: list[Seen], entries: pa.Table, judged: _Judged) -> Itera
     commits = set(tuples(entries, ["audio", "commit"]))
     tables = []
     for found in whole:
-        if found.table != "segments" or found.commit not in judged:
+        if found.table != "segments":
             continue
         audio = found.partition["audio"]
         if (audio, found.commit) not in commits:
-            yield _orphan(found)
+            if found.commit in judged:
+                yield _orphan(found)
             continue
         assert found.content is not None
         count = found.rows and found.content.num_rows
@@ -286,10 +287,11 @@ def _of_recordings(whole: list[Seen], entries: pa.Table, judged: _Judged) -> Ite
     held: dict[object, int] = defaultdict(int)
     homes = set(tuples(ended, ["recording_id", "commit"]))
     for found in whole:
-        if found.table != "recordings" or found.commit not in judged:
+        if found.table != "recordings":
             continue
         if found.commit not in commits:
-            yield _orphan(found)
+            if found.commit in judged:
+                yield _orphan(found)
             continue
         assert found.content is not None
         ids = found.content["recording_id"].to_pylist()

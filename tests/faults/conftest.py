@@ -23,6 +23,7 @@ def _the_killed_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "new_run_id", RUN_IDS)
     # One at a time, so that what is killed is killed in the same state again.
     monkeypatch.setattr(ledger, "_AT_ONCE", 1)
+    monkeypatch.setattr(lease, "_AT_ONCE", 1)
     # A store that is copied has other dates than the one that was verified.
     monkeypatch.setattr(damage, "stamp", _content)
     # A kill, not a power cut: what was written is there.

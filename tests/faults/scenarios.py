@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from serpipe.shard import Shard
 from serpipe.store.gc import gc
 from serpipe.store.reading import Store
 from serpipe.store.retry import retry
@@ -103,13 +104,19 @@ def _mend_and_verify(storage: Storage) -> None:
     assert not verify(storage).findings
 
 
-def _label_and_die(storage: Storage) -> None:
+def label_and_die(storage: Storage) -> None:
     """With one model's part of the second commit written, and the other's begun."""
     points = observe({}, _label).points
     steps = [point for point in points if point.moment == "before" and point.operation != "read"]
     of_predictions = [place for place, step in enumerate(steps) if step.kind == "put predictions/"]
     with suppress(Killed):
         _label(Mortal(storage.root, of_predictions[3]))
+
+
+def in_shards(storage: Storage) -> None:
+    """One after the other, then what joins the ledger."""
+    for shard in (Shard(0, 2), Shard(1, 2), None):
+        world().label(storage, shard=shard)
 
 
 def _close(storage: Storage) -> None:
@@ -125,7 +132,8 @@ def _relabel(storage: Storage) -> object:
 SCENARIOS = {
     "first run": Scenario((), _label),
     "second run": Scenario((_label,), _label),
-    "closing": Scenario((_label_and_die,), _close),
+    "closing": Scenario((label_and_die,), _close),
+    "shards": Scenario((), in_shards),
     "model added": Scenario((_one_model,), _label),
     "archive changed": Scenario((_label,), _changed),
     "relabelled": Scenario((_label,), _relabel),

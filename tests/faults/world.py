@@ -21,12 +21,14 @@ from serpipe.audio.quality import Quality
 from serpipe.audio.recording import Unit
 from serpipe.audio.segment import Segment
 from serpipe.audio.stage import _Job
+from serpipe.engine.catalogue import of_shard
 from serpipe.errors import AudioError
 from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
 from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.results import results
 from serpipe.models.stage import MODEL_FAILURE
 from serpipe.pack import rows_of
+from serpipe.shard import Shard
 from serpipe.store import closing, commit, ledger, mend, plans, rewrite, runs, version
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, commit_of
@@ -88,17 +90,18 @@ class World:
         ]
         return pa.Table.from_pylist(rows, schema=CATALOGUE)
 
-    def label(self, storage: Storage, **options: Any) -> plan.Plan:
+    def label(self, storage: Storage, *, shard: Shard | None = None, **options: Any) -> plan.Plan:
         """A run, as `serpipe.label` goes about it."""
         version.check(storage)
         run = runs.new_run_id()
-        with Lease(storage, run) as lease:
-            closing.close_interrupted(storage)
-            mend.mend(storage)
+        with Lease(storage, run, shard=shard) as lease:
+            closing.close_interrupted(storage, shard)
+            if shard is None:
+                mend.mend(storage)
             todo = plan.make_plan(
                 storage,
                 run,
-                [self.catalogue],
+                [self.catalogue if shard is None else of_shard(self.catalogue, shard)],
                 audio=self.audio,
                 models=self.models,
                 by_length=False,
@@ -108,14 +111,16 @@ class World:
             if not todo.tasks:
                 return todo
             models = {model: fp for model, fp in self.models.items() if model in todo.models}
-            record = runs.Run(run_id=run, started=runs.now(), audio=self.audio, models=models)
+            told = "" if shard is None else str(shard)
+            record = runs.Run(run_id=run, started=runs.now(), shard=told, audio=self.audio, models=models)
             runs.save(storage, record)
             rows = pa.concat_tables(plans.tasks(storage, run))
             for ready in self.commits(RunFacts(run_id=run, audio=self.audio, models=models), rows):
                 commit.write(storage, ready, guard=lease.check)
             assert not self.lost(plan.missing(storage, run, audio=self.audio, models=models))
             runs.finish(storage, record)
-            ledger.compact(storage)
+            if shard is None:
+                ledger.compact(storage)
         return todo
 
     def lost(self, missing: pa.Table) -> list[str]:
