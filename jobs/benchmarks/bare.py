@@ -8,6 +8,7 @@ all of it cut into equal pieces, and prints the seconds of audio.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -101,6 +102,8 @@ def _line(worker: subprocess.Popen[str]) -> str:
 
 
 def _main(model: str, dtype: str, pack_s: str, *files: str) -> None:
+    # As nice as Ray's workers: on a machine that is busy an arm that is not would win by that alone.
+    os.nice(15)
     run = network(model, dtype)
     run(np.zeros((1, round(PIECE_S * SAMPLE_RATE)), np.float32))
     print("ready", flush=True)
