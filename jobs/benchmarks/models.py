@@ -1,0 +1,191 @@
+"""The model side alone: a network packed perfectly, and its adapter on utterances as long as they come.
+
+The bare network is the adapter's own, on the device and in the format it runs in, fed with rows of equal length that
+are on the device already: no padding, no masks, no sorting, nothing to normalise or to hand out. On a CPU that is no
+easy measure: the same network is a fifth to a third faster there than Transformers' own class, which `peers` holds
+serpipe against.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.figures import Figure, figure, take_turns
+from benchmarks.material import checkpoint, lengths
+from serpipe.errors import ModelError
+from serpipe.models import batching, budget, lanes
+from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.registry import resolve
+
+MAIN = "hubert-large-superb-er"
+"""The model whose ratio has no name of its own."""
+
+MODELS = (
+    MAIN,
+    "wav2vec2-large-superb-er",
+    "hubert-base-superb-er",
+    "emotion2vec-plus-base",
+    "emotion2vec-plus-large",
+    "odyssey-categorical",
+    "audeering-dim",
+    "ehcalabres",
+    "exhubert",
+    "embedded",
+)
+"""A model of each family and size; others of a family have the same network."""
+
+ROW_S = 6.0
+"""Seconds of a row of the bare network: two of ExHuBERT's windows, about what an utterance has."""
+
+ROWS = {"cpu": (1, 4), "cuda": (8, 32, 64)}
+"""Rows of a batch that are tried; the fastest counts."""
+
+
+def measure(*, quick: bool) -> list[Figure]:
+    """The adapter over its bare network: one model in the format that is fastest here, or every model in every one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if quick:
+        return figures_of(MAIN, device, fast_dtype(device), quick=True)
+    return [row for name in MODELS for dtype in dtypes(device) for row in figures_of(name, device, dtype, quick=False)]
+
+
+def dtypes(device: str) -> tuple[str, ...]:
+    """Number formats that are worth measuring on a device."""
+    return ("float32", "bfloat16", "float16") if device == "cuda" else ("float32", "bfloat16")
+
+
+def fast_dtype(device: str) -> str:
+    """The format that a certificate finds fastest here, should it pass."""
+    fast = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def figures_of(name: str, device: str, dtype: str, *, quick: bool, named: bool = False) -> list[Figure]:
+    """`adapter/model` of one model; on a GPU also the share of the peak that its bare network reaches.
+
+    Args:
+        name: the model.
+        device: `cpu` or `cuda`.
+        dtype: number format; one that the model refuses gives no figures.
+        quick: three rounds of half a minute of audio instead of five of two.
+        named: whether the figure of the main model says its name too.
+    """
+    begin(device)
+    try:
+        adapter = resolve(name if name == "embedded" else checkpoint(name), dtype=dtype).load(device)
+    except ModelError as error:
+        if error.code != "MODEL_DTYPE_UNSUPPORTED":
+            raise
+        return []
+    clips = utterances((30.0 if quick else 120.0) * (20 if device == "cuda" or name == "embedded" else 1))
+    rounds = 3 if quick else 5
+    bare = fastest_batch(adapter, device, dtype)
+    speeds = take_turns({"adapter": labelling(adapter, clips, device), "model": bare}, rounds=rounds)
+    main = (name, dtype) == (MAIN, fast_dtype(device)) and not named
+    own = "" if main else f":{name}:{dtype}"
+    found = [figure(f"adapter/model{own}", speeds["adapter"], speeds["model"])]
+    if device == "cuda":
+        per_second = flops(adapter, device, dtype) / ROW_S
+        rates = [per_second * speed for speed in speeds["model"]]
+        found.append(figure(f"model/peak:{name}:{dtype}", rates, [peak(dtype)] * rounds, unit="FLOP/s"))
+    return found
+
+
+def begin(device: str) -> None:
+    """Settings that the model stage makes too."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device == "cpu":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def utterances(seconds: float) -> list[NDArray[np.float32]]:
+    """Noise as long as utterances are; what a network hears does not change how long it takes."""
+    noise = np.random.default_rng(0)
+    return [0.1 * noise.standard_normal(round(length * SAMPLE_RATE), np.float32) for length in lengths(seconds)]
+
+
+def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -> Callable[[], float]:
+    """What labels clips as the model stage does, and gives seconds of audio a second."""
+    size, side_by_side = budget.for_device(device), lanes.for_device(device)
+    seconds = sum(map(len, clips)) / SAMPLE_RATE
+
+    def label() -> float:
+        began = time.perf_counter()
+        batching.run(adapter, clips, budget_s=size.seconds, lanes=side_by_side)
+        elapsed = time.perf_counter() - began
+        size.record(seconds, elapsed)
+        return seconds / elapsed
+
+    label()
+    return label
+
+
+def fastest_batch(adapter: Any, device: str, dtype: str) -> Callable[[], float]:
+    """The bare network in the batch that suits it best; gives seconds of audio a second."""
+    arms = {rows: repeated(packed(adapter, rows, device, dtype), rows, device) for rows in ROWS[device]}
+    speeds = {rows: max(arm(), arm()) for rows, arm in arms.items()}
+    return arms[max(speeds, key=lambda rows: speeds[rows])]
+
+
+def packed(adapter: Any, rows: int, device: str, dtype: str) -> Callable[[], object]:
+    """One batch of equal rows through the network of an adapter."""
+    length = round(ROW_S * SAMPLE_RATE)
+    waveforms = (0.1 * torch.randn(rows, length)).to(device)
+    sizes = torch.full((rows,), length, device=device)
+    network, kind = adapter._network, getattr(torch, dtype)
+    if adapter.spec.name == "embedded":
+        front = adapter._front
+        return lambda: network(*(part.to(kind) for part in front(waveforms, sizes)))
+    if adapter.spec.name == "exhubert":
+        windows = waveforms.view(2 * rows, -1).to(kind)
+        return lambda: network(windows)
+    inputs: Tensor = waveforms.to(kind)
+    return lambda: network(inputs, sizes)
+
+
+def repeated(run: Callable[[], object], rows: int, device: str) -> Callable[[], float]:
+    """What runs a batch for some seconds, and gives seconds of audio a second."""
+
+    @torch.inference_mode()
+    def arm() -> float:
+        began, batches = time.perf_counter(), 0
+        while time.perf_counter() - began < 2.0:
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            batches += 1
+        return batches * rows * ROW_S / (time.perf_counter() - began)
+
+    return arm
+
+
+def flops(adapter: Any, device: str, dtype: str) -> int:
+    """Multiplications and additions of one row of the bare network."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        packed(adapter, 1, device, dtype)()
+    return int(counter.get_total_flops())
+
+
+def peak(dtype: str, *, size: int = 8192) -> float:
+    """FLOP a second of a large matrix product on the GPU."""
+    left, right = (torch.randn(size, size, device="cuda", dtype=getattr(torch, dtype)) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        torch.cuda.synchronize()
+        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - began))
+    return best

@@ -1,0 +1,136 @@
+"""What one would use instead, on the same audio: Transformers' pipeline and FunASR's generate.
+
+Each loads the same checkpoint from the same folder and labels the same utterances in the order they come, in float32,
+as their documentation shows it; the pipeline with the batch size that suits it best. serpipe runs in float32 and in
+what `--dtype auto` stands for after a certificate.
+
+The weights are random, and random heads are scaled up until they tell clips apart. That magnifies what rounding does:
+rounding the weights alone to bfloat16 moves all logits of HuBERT large together by an eighth of their spread. The
+certificates here allow `DRIFT` therefore, not the 0.02 that stands for trained weights.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.figures import Figure, figure, take_turns
+from benchmarks.material import checkpoint, kept, lengths, write_clips
+from benchmarks.models import MAIN, begin, labelling
+from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.registry import ModelRef, resolve
+from serpipe.testing import speech_like
+
+EMOTION2VEC = "emotion2vec-plus-base"
+
+DRIFT = 0.25
+"""Change of a score that the certificates of random weights allow."""
+
+
+def measure(*, quick: bool) -> list[Figure]:
+    """Hold serpipe against each peer, at `--dtype auto` and, as `:float32`, in the format of the peer.
+
+    Args:
+        quick: three rounds of half a minute of audio, the pipeline in two batch sizes; five of two minutes otherwise.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    begin(device)
+    clips = spoken((30.0 if quick else 120.0) * (20 if device == "cuda" else 1))
+    rounds = 3 if quick else 5
+    found = []
+    for name, peer, make in (
+        (MAIN, "transformers", pipeline),
+        (EMOTION2VEC, "funasr", generate),
+    ):
+        best = auto(name, device)
+        arms = {"auto": best, "float32": resolve(checkpoint(name))}
+        running = {dtype: labelling(model.load(device), clips, device) for dtype, model in arms.items()}
+        other = make(checkpoint(name).partition("=")[2], clips, device, (1, 4) if quick else (1, 2, 4, 8))
+        speeds = take_turns({**running, "peer": other}, rounds=rounds)
+        found.append(figure(f"peer/{peer}", speeds["auto"], speeds["peer"]))
+        found.append(figure(f"peer/{peer}:float32", speeds["float32"], speeds["peer"]))
+    return found
+
+
+def spoken(seconds: float) -> list[NDArray[np.float32]]:
+    """Utterances."""
+    return [speech_like(length, seed=number) for number, length in enumerate(lengths(seconds))]
+
+
+def auto(name: str, device: str) -> ModelRef:
+    """A model in the format that `--dtype auto` takes; its certificate is made where there is none."""
+    from serpipe.models.certificate import best_dtype, certify
+
+    os.environ["SERPIPE_CACHE"] = str(kept() / "cache")
+    model = resolve(checkpoint(name))
+    if "no certificate" in best_dtype(model)[1]:
+        with tempfile.TemporaryDirectory() as folder:
+            write_clips(Path(folder), 60.0)
+            certify(model, folder, device=device, drift=DRIFT, per_bucket=1)
+    return resolve(checkpoint(name), dtype=best_dtype(model)[0])
+
+
+def pipeline(
+    directory: str, clips: Sequence[NDArray[np.float32]], device: str, batch_sizes: Sequence[int]
+) -> Callable[[], float]:
+    """`transformers.pipeline` at the best of some batch sizes; gives seconds of audio a second."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    classify: Any = transformers.pipeline(
+        "audio-classification", model=directory, feature_extractor=directory, dtype=torch.float32, device=device
+    )
+    inputs = [{"raw": clip, "sampling_rate": SAMPLE_RATE} for clip in clips]
+
+    def labels(size: int) -> object:
+        # The pipeline empties the dictionaries that it is given.
+        return classify([dict(clip) for clip in inputs], batch_size=size)
+
+    arms = {size: timed(partial(labels, size), clips) for size in batch_sizes}
+    classify({"raw": clips[0], "sampling_rate": SAMPLE_RATE})
+    speeds = {size: arm() for size, arm in arms.items()}
+    return arms[max(speeds, key=lambda size: speeds[size])]
+
+
+def generate(
+    directory: str, clips: Sequence[NDArray[np.float32]], device: str, _batch_sizes: Sequence[int]
+) -> Callable[[], float]:
+    """`generate` of FunASR, one utterance at a time whatever its batch size; gives seconds of audio a second."""
+    from funasr import AutoModel
+
+    # FunASR sets the number of threads at every call.
+    threads = len(os.sched_getaffinity(0))
+    model = AutoModel(
+        model=directory,
+        device=device,
+        ncpu=threads,
+        disable_update=True,
+        disable_pbar=True,
+        disable_log=True,
+        log_level="ERROR",
+    )
+    run = timed(lambda: model.generate(list(clips), granularity="utterance"), clips)
+    run()
+    return run
+
+
+def timed(run: Callable[[], object], clips: Sequence[NDArray[np.float32]]) -> Callable[[], float]:
+    """What runs, and gives seconds of audio a second."""
+    seconds = sum(map(len, clips)) / SAMPLE_RATE
+
+    def arm() -> float:
+        began = time.perf_counter()
+        run()
+        return seconds / (time.perf_counter() - began)
+
+    return arm
