@@ -40,7 +40,7 @@ def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
     from serpipe.models.registry import resolve
 
     torch.set_num_threads(1)
-    adapter = resolve(model, dtype=dtype).load("cpu")
+    adapter = resolve(model, dtype=dtype).load("cuda" if torch.cuda.is_available() else "cpu")
 
     def run(rows: NDArray[np.float32]) -> object:
         return adapter.forward(list(rows), frames=False)

@@ -17,10 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 import serpipe
 from benchmarks import material
 from benchmarks.bare import label_with_every_core
 from benchmarks.figures import Figure, figure, take_turns
+from benchmarks.peers import auto
 from serpipe.engine.cluster import joined
 
 HUBERT = "hubert-large-superb-er"
@@ -60,7 +63,7 @@ def works(*, quick: bool) -> list[Work]:
         Work(
             name="hubert-large",
             model=material.checkpoint(HUBERT),
-            dtype=fast_dtype(),
+            dtype=auto(HUBERT, "cuda" if torch.cuda.is_available() else "cpu").dtype,
             segmentation="whole",
             write=material.write_clips,
             seconds=40.0 if quick else 180.0,
@@ -168,9 +171,3 @@ def timed(work: Work, archive: Path) -> tuple[float, float]:
     if result.failed:
         raise RuntimeError(f"{result.failed} of {result.recordings} recordings failed: {result.codes}")
     return taken, result.audio_s
-
-
-def fast_dtype() -> str:
-    """The number format in which this machine's cores multiply fastest."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
