@@ -7,9 +7,9 @@ than all their work over all cores. Nothing here knows Ray, a store or a clock.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
 from serpipe.errors import UsageError
@@ -89,6 +89,33 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What comes of a second of audio in the store.
+
+    Attributes:
+        cpu_s: core-seconds of writing it.
+        commits: share of a commit that it fills.
+        bytes: that it leaves in each table.
+        commit_bytes: that any commit leaves in each table.
+    """
+
+    cpu_s: float
+    commits: float
+    bytes: Mapping[str, float]
+    commit_bytes: Mapping[str, float]
+
+    def of(self, audio_s: float) -> dict[str, float]:
+        """Bytes of so much audio in each table.
+
+        Examples:
+            >>> Written(cpu_s=0.0, commits=0.01, bytes={"a": 1.0}, commit_bytes={"a": 50.0}).of(150.0)
+            {'a': 250.0}
+        """
+        commits = ceil(audio_s * self.commits - 1e-9)
+        return {table: each * audio_s + self.commit_bytes[table] * commits for table, each in self.bytes.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
     """What a rehearsal measured.
 
@@ -100,9 +127,8 @@ class Rehearsal:
         pack_s: seconds of recordings behind a pack.
         decode: the decode stage.
         models: each model's stage, by name.
-        sink_cpu_s: core-seconds for writing what comes of a second of audio.
+        written: what comes of it in the store.
         segments: for a second of audio.
-        bytes: that a second of audio leaves in each table of the store.
         start_s: seconds until every worker was ready, models loaded.
         load_s: seconds until the first model worker was ready.
     """
@@ -114,9 +140,8 @@ class Rehearsal:
     pack_s: float
     decode: Stage
     models: Mapping[str, Stage]
-    sink_cpu_s: float
+    written: Written
     segments: Range
-    bytes: Mapping[str, float]
     start_s: float
     load_s: float
 
@@ -263,19 +288,17 @@ def forecast(
         (", ".join(pool.models), sum(rehearsal.models[name].busy_s for name in pool.models), pool.actors)
         for pool in pools
     ]
-    cpu_s = rehearsal.decode.cpu_s + rehearsal.sink_cpu_s + PACK_CPU_S / pack_s
+    cpu_s = rehearsal.decode.cpu_s + rehearsal.written.cpu_s + PACK_CPU_S / pack_s
     cpu_s += sum(rehearsal.models[name].cpu_s for pool in pools for name in pool.models)
     gpu_s = sum(rehearsal.models[name].busy_s for pool in pools if pool.gpus for name in pool.models)
-    slowest = max(range(len(stages)), key=lambda place: stages[place][1] / stages[place][2])
-    name, busy_s, actors = stages[slowest]
-    steady_s = audio_s * busy_s / actors
-    # The first pack on its way to the slowest stage, and the last one on its way from it.
-    way_s = pack_s * sum(busy for place, (_, busy, _) in enumerate(stages) if place != slowest)
+    slowest, busy_s, actors = max(stages, key=lambda stage: stage[1] / stage[2])
+    # One pack passes every stage; the others follow as fast as the slowest stage lets them.
+    work_s = pack_s * sum(busy for _, busy, _ in stages) + max(audio_s - pack_s, 0.0) * busy_s / actors
     shared_s = audio_s * cpu_s / cluster.cpus
-    if shared_s > steady_s:
-        name, steady_s = "cores", shared_s
+    if shared_s > work_s:
+        slowest, work_s = "cores", shared_s
     start_s = before_s + RAY_START_S + rehearsal.start_s
-    wall_s = start_s + way_s + steady_s + END_S
+    wall_s = start_s + work_s + END_S
     # Of what was rehearsed nothing is left to chance.
     unseen = sqrt(max(1 - rehearsal.recordings / work.recordings, 0.0)) if work.recordings else 0.0
     failing = share(rehearsal.failed, rehearsal.recordings).narrowed(unseen)
@@ -293,47 +316,15 @@ def forecast(
         segments=_product(work.audio_s, rehearsal.segments.narrowed(unseen)),
         wall_s=wall_s,
         start_s=start_s,
-        bottleneck=name,
+        bottleneck=slowest,
         cpu_hours=audio_s * cpu_s / 3600,
         gpu_hours=audio_s * gpu_s / 3600,
         cores_per_gpu=cpu_s / gpu_s if gpu_s else None,
         cost=sum(told) if told else None,
-        bytes={table: each * audio_s for table, each in rehearsal.bytes.items()},
+        bytes=rehearsal.written.of(audio_s),
         quarantined=failing.times(work.recordings),
         notes=tuple(notes),
     )
-
-
-def lines(told: Forecast) -> Iterator[str]:
-    """A forecast for people."""
-    work, found = told.work, told.rehearsal
-    if found is None:
-        yield f"nothing new: {work.done:,} recordings are labelled already in {told.store}"
-        return
-    hours = work.audio_s.times(1 / 3600)
-    probed = f", headers of {work.probed:,} files read" if work.probed else ""
-    yield f"left to do: {work.recordings:,} recordings, {_range(hours, '.2f')} h of audio{probed}"
-    yield f"done already: {work.done:,} recordings; in quarantine now: {work.failed:,}"
-    yield f"rehearsed: {found.recordings:,} recordings, {found.audio_s / 3600:.2f} h of audio, in {found.took_s:.0f} s"
-    yield f"  decode: {1 / max(found.decode.busy_s, 1e-9):,.0f} x real time an actor"
-    for name, stage in found.models.items():
-        where = {"cuda": "a GPU", "assumed": "a GPU, assumed"}.get(stage.where, "an actor on CPU")
-        yield f"  {name}: {1 / max(stage.busy_s, 1e-9):,.0f} x real time {where}"
-    pools = "; ".join(f"{', '.join(pool.models)}: {pool.actors} actors" for pool in told.pools)
-    yield f"on {told.cluster.cpus:g} CPUs and {told.cluster.gpus:g} GPUs: {told.decoders} decoders; {pools}"
-    yield (
-        f"wall time {clock(told.wall_s)}, of which {told.start_s:.0f} s to start; slowest: {told.bottleneck}; "
-        f"{told.cpu_hours:,.2f} CPU-hours and {told.gpu_hours:,.2f} GPU-hours of work"
-    )
-    if told.cores_per_gpu is not None:
-        yield f"cores that keep one GPU busy: {told.cores_per_gpu:.1f}"
-    if told.cost is not None:
-        each = told.cost / max(hours.value, 1e-9) * 1000
-        yield f"cost {told.cost:,.2f} for the cluster's time, {each:,.2f} for 1,000 h of audio"
-    tables = ", ".join(f"{table} {size(count)}" for table, count in told.bytes.items())
-    yield f"segments {_range(told.segments, ',.0f')}; the store grows by {size(sum(told.bytes.values()))} ({tables})"
-    yield f"quarantine {_range(told.quarantined, ',.0f')} recordings"
-    yield from told.notes
 
 
 def read(path: str) -> dict[str, Any]:
@@ -355,33 +346,6 @@ def read(path: str) -> dict[str, Any]:
     return found
 
 
-def clock(seconds: float) -> str:
-    """A length of time for people.
-
-    Examples:
-        >>> clock(59.6), clock(4000), clock(500_000)
-        ('60 s', '1 h 07 min', '138 h 53 min')
-    """
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
-def size(count: float) -> str:
-    """Bytes for people.
-
-    Examples:
-        >>> size(900), size(1_500_000), size(2e12)
-        ('900 B', '1.5 MB', '2.0 TB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def _product(one: Range, other: Range) -> Range:
     """The product of two figures that are not sure, each for its own reasons."""
     value = one.value * other.value
@@ -390,8 +354,3 @@ def _product(one: Range, other: Range) -> Range:
         for edges in (((one, one.low), (other, other.low)), ((one, one.high), (other, other.high)))
     ]
     return Range(value, value * max(1 - spread[0], 0.0), value * (1 + spread[1]))
-
-
-def _range(figure: Range, form: str) -> str:
-    said = [format(each, form) for each in (figure.value, figure.low, figure.high)]
-    return said[0] if said[1] == said[2] else f"{said[0]} ({said[1]} to {said[2]})"

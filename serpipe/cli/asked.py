@@ -74,6 +74,11 @@ _ASKED = (
         is_flag=True,
         help="Label again what other weights, another adapter, dtype, decoder, segmentation or channels have labelled.",
     ),
+    click.option(
+        "--shard",
+        metavar="INDEX/COUNT",
+        help="Only this share of the recordings, 0/COUNT the first; the others may run at the same time elsewhere.",
+    ),
 )
 
 

@@ -43,11 +43,6 @@ def demo(directory: str) -> None:
     show_default=True,
     help="Share of this run's recordings in quarantine, whole or in part, above which the exit code is 3.",
 )
-@click.option(
-    "--shard",
-    metavar="INDEX/COUNT",
-    help="Only this share of the recordings, 0/COUNT the first; the others may run at the same time elsewhere.",
-)
 @click.option("--forecast", type=click.Path(dir_okay=False), help="What `serpipe plan --out` wrote, to be compared.")
 def label(
     manifest: str,

@@ -20,6 +20,7 @@ from serpipe.engine.label import Embeddings
 from serpipe.forecast import Forecast, Rehearsal, Work
 from serpipe.manifest import open_manifest
 from serpipe.models.registry import ModelRef
+from serpipe.shard import Shard
 from serpipe.store import plans, runs, version
 from serpipe.store.reading import Store
 from serpipe.store.storage import Storage
@@ -60,6 +61,7 @@ def plan_ahead(
     limits: Limits | None = None,
     allow_roots: Sequence[str] = (),
     relabel: bool = False,
+    shard: str | None = None,
     rehearse_s: float = REHEARSE_S,
     cpus: float | None = None,
     gpus: float | None = None,
@@ -69,7 +71,7 @@ def plan_ahead(
     """Say what `serpipe.label` with the same arguments will take. The store is read, never written.
 
     Args:
-        manifest: see `serpipe.label`, as all arguments down to `relabel`.
+        manifest: see `serpipe.label`, as all arguments down to `shard`.
         store: a store, or where one will be made.
         models: names, or `NAME=DIRECTORY`.
         segmentation: `given`, `whole`, `window:6/3` or `vad`.
@@ -86,6 +88,7 @@ def plan_ahead(
         limits: what one file may cost.
         allow_roots: outside of which the manifest may name nothing.
         relabel: count what other fingerprints have labelled as work.
+        shard: `INDEX/COUNT`: only this share of the recordings.
         rehearse_s: seconds of rehearsal.
         cpus: CPUs that the run will have; this machine's by default.
         gpus: GPUs that it will have; this machine's by default.
@@ -108,6 +111,7 @@ def plan_ahead(
         (1, 2)
     """
     began = time.monotonic()
+    share = None if shard is None else Shard.parse(shard)
     references = request.resolved(models, dtype)
     found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     with ExitStack() as stack:
@@ -120,7 +124,7 @@ def plan_ahead(
         todo = plan.make_plan(
             storage,
             run,
-            read.parts,
+            read.parts if share is None else [catalogue.of_shard(part, share) for part in read.parts],
             audio=cut.audio,
             models={model.name: model.fp for model in references},
             by_length=cut.by_length,
@@ -145,7 +149,8 @@ def plan_ahead(
         )
         if not todo.tasks:
             return forecast.nothing_left(found.location, storage.shown, work, cluster)
-        references = [model for model in references if model.name in todo.models]
+        idle = {model.name for model in references} - todo.models
+        references = [model for model in references if model.name not in idle]
         left = sample.gather(_tasks(storage, run, todo), seed=SEED)
         before_s = time.monotonic() - began
         sizes = sample.lengths(left, seconds=min(PROBE_S, rehearse_s), seed=SEED)
@@ -153,14 +158,14 @@ def plan_ahead(
         asked: dict[str, Any] = {
             "tasks": len(todo.tasks),
             "decoders": decoders,
-            "own": [pool for pool in pools if pool.partition(":")[0] in todo.models],
+            "own": [pool for pool in pools if pool.partition(":")[0] not in idle],
             "segmentation": cut.segmentation,
             "channels": cut.channels,
             "speech": speech,
             "embeddings": embeddings,
             "limits": limits or Limits(),
         }
-        rehearsed, notes = _rehearsed(references, asked, left, sizes, cut, cluster, seconds=rehearse_s)
+        rehearsed, notes = _rehearsed(references, asked, todo, left, sizes, cut, cluster, seconds=rehearse_s)
         if not all(storage.exists(request.passport(model)) for model in references):
             # A run that issues passports loads its models once before it starts Ray.
             before_s += rehearsed.load_s
@@ -182,6 +187,7 @@ def plan_ahead(
 def _rehearsed(
     references: Sequence[ModelRef],
     asked: Mapping[str, Any],
+    todo: plan.Plan,
     left: sample.Left,
     sizes: sample.Lengths,
     cut: request.Cut,
@@ -194,6 +200,8 @@ def _rehearsed(
     Returns:
         What was measured, and what it leaves open in sentences.
     """
+    from serpipe.engine import spread
+
     here = _here()
     gpus = min(here.gpus, cluster.gpus)
     stages = _spread(references, forecast.Cluster(cpus=min(here.cpus, cluster.cpus), gpus=gpus), asked)
@@ -216,6 +224,7 @@ def _rehearsed(
             gpu=gpus >= 1,
             embeddings=stages.embeddings,
             audio=cut.audio,
+            bundle_bytes=spread.bundle_bytes(references, todo, cut.segmentation, stages.embeddings),
         ),
         seconds=seconds,
         shares=sizes.by_kind,

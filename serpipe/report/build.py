@@ -15,6 +15,7 @@ from serpipe.report import charts, clips, embedding_map, episode, figures, page,
 from serpipe.report.rows import Rows, opened
 from serpipe.store import runs
 from serpipe.store.reading import open as open_store
+from serpipe.store.runs import compared
 from serpipe.store.storage import Storage
 
 PER_CLASS, PER_FEED = 2, 1
@@ -192,6 +193,7 @@ def _done(rows: Rows, price: float | None) -> dict[str, Any]:
         **said,
         "runs": records[-RUNS:][::-1],
         "all_runs": len(records),
+        "forecasts": [(known, lines) for known in records[::-1] if (lines := compared(known))][:RUNS],
         "audio_s": audio_s,
         "elapsed_s": elapsed_s,
         "cost": None if price is None or not elapsed_s else price * elapsed_s / 3600,

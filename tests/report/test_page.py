@@ -69,6 +69,12 @@ def test_it_says_what_was_done(page: Path) -> None:
     assert "at 3.50 an hour" in text
 
 
+def test_it_sets_a_run_beside_its_forecast(page: Path) -> None:
+    text = re.sub(r"\s*<[^>]+>\s*", " ", page.read_text())
+    assert "wall in s 4 3 0.75" in re.sub(r" +", " ", text)
+    assert "quarantine 0 1 –" in re.sub(r" +", " ", text)
+
+
 def test_the_report_lies_beside_the_last_run_by_default(store: str) -> None:
     done = CliRunner().invoke(main, ["report", store])
     assert done.exit_code == 0, done.output

@@ -1,0 +1,159 @@
+"""The decode processes of a rehearsal."""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serpipe.audio.recording import UNIT_S
+from serpipe.audio.source import is_remote
+from serpipe.audio.stage import Decode
+from serpipe.models.contract import SAMPLE_RATE
+from serpipe.pack import rows_of
+from serpipe.rehearsal.company import Batch, Clock, Company, Decoded, heard_s
+
+ENOUGH_S = 900.0
+"""Seconds of a long local recording that are decoded."""
+
+HELD = 4
+"""Packs that a decoder keeps while it does not wait; more are left to themselves."""
+
+_WARM_S = 8
+
+
+def work(batches: Sequence[Batch], company: Company, clock: Clock, packs: Any, told: Any) -> None:
+    """Decode batches until the time is over; tell `decoder` when ready, and `decoded` at the end.
+
+    Args:
+        batches: in an order of which every beginning stands for the whole.
+        company: the workers.
+        clock: when to begin and to end.
+        packs: queue to the models.
+        told: queue to who asked.
+    """
+    try:
+        decode = _warm(company)
+        told.put(("decoder", time.monotonic()))
+        clock.go.wait()
+        done: list[Decoded] = []
+        before_s, cpu_s = _cpu_s(), 0.0
+        gate = _Gate(clock, packs)
+        for kind, rows in batches:
+            if clock.over:
+                break
+            batch = Decoded(kind)
+            done.append(batch)
+            for pack in _decoded(decode, rows, batch):
+                gate.give(pack.combine_chunks())
+            if _in_part(rows):
+                # The child that is given up is replaced here, not in the next batch's time.
+                cpu_s += _cpu_s() - before_s
+                decode = _warm(company)
+                before_s = _cpu_s()
+        cpu_s += _cpu_s() - before_s
+        gate.empty()
+        told.put(("decoded", done, cpu_s, gate.waited))
+    except BaseException as error:
+        told.put(("failed", error))
+
+
+class _Gate:
+    """Between a decoder and the models: at first it lets packs through only where there is room, later it waits."""
+
+    def __init__(self, clock: Clock, packs: Any) -> None:
+        self._clock, self._packs = clock, packs
+        self._held: list[pa.Table] = []
+        self.waited = False
+
+    def give(self, pack: pa.Table) -> None:
+        if len(self._held) < HELD:
+            self._held.append(pack)
+        if self._clock.rushing:
+            self._try(0.0)
+        else:
+            self.empty()
+
+    def empty(self) -> None:
+        """Hand on what is held, as the models take it."""
+        while self._held:
+            self._try(0.5)
+            if self._clock.over:
+                return
+
+    def _try(self, seconds: float) -> None:
+        try:
+            self._packs.put(self._held[0], timeout=seconds)
+            del self._held[0]
+        except queue.Full:
+            self.waited = True
+
+
+def _warm(company: Company) -> Decode:
+    """A decode stage whose child has started and whose codecs are loaded."""
+    import soundfile
+
+    decode = Decode(**company.decode)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "warm.wav")
+        noise = 0.1 * np.random.default_rng(0).standard_normal(_WARM_S * SAMPLE_RATE)
+        soundfile.write(path, noise, SAMPLE_RATE)
+        for _ in decode(pa.Table.from_pylist([{"recording_id": bytes(16), "uri": path}])):
+            pass
+    return decode
+
+
+def _in_part(rows: pa.Table) -> bool:
+    """Whether of a batch a part is enough: one long recording that need not be fetched first."""
+    return rows.num_rows == 1 and not is_remote(rows["uri"][0].as_py()) and rows["work_s"][0].as_py() > ENOUGH_S
+
+
+def _decoded(decode: Decode, rows: pa.Table, batch: Decoded) -> Iterator[pa.Table]:
+    """Decode a batch and note what it took."""
+    part = _in_part(rows)
+    reached_s = 0.0
+    packs = decode(rows)
+    while not part or reached_s < ENOUGH_S:
+        began = time.perf_counter()
+        pack = next(packs, None)
+        batch.busy_s += time.perf_counter() - began
+        if pack is None:
+            break
+        segments, units = rows_of(pack, "segments"), rows_of(pack, "units")
+        ended = rows_of(pack, "recordings")["duration_s"].to_pylist()
+        failed = sum(status in ("failed", "open") for status in units["status"].to_pylist())
+        batch.packs += 1
+        batch.segments += segments.num_rows
+        batch.labelled_s += heard_s(pack)
+        batch.ended += len(ended) + failed
+        batch.failed += failed
+        if ended or failed:
+            batch.audio_s += sum(ended)
+            reached_s = 0.0
+        elif part:
+            channels = max(len(set(segments["channel"].to_pylist())), 1)
+            reached_s += UNIT_S * units.num_rows / channels
+        yield pack
+    batch.audio_s += reached_s
+    packs.close()  # type: ignore[attr-defined]
+
+
+def _cpu_s() -> float:
+    """Core-seconds of this process and of its children so far."""
+    total = time.process_time()
+    ticks = os.sysconf("SC_CLK_TCK")
+    for about in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = about.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            total += (int(fields[11]) + int(fields[12])) / ticks
+    return total

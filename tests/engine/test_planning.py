@@ -1,0 +1,138 @@
+"""A forecast is of the run that follows, and leaves no trace in the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+import serpipe
+from serpipe.cli import main
+from serpipe.engine.planning import plan_ahead
+from serpipe.errors import SerpipeError, UsageError
+from serpipe.models.registry import resolve
+from serpipe.rehearsal import Company, labelling, rehearse
+from serpipe.rehearsal.company import Clock
+from serpipe.store.storage import Storage
+from tests.bench import Bench, write_archive
+
+SEGMENTATION = "window:2/2"
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_forecast_is_of_the_run_that_follows(tmp_path: Path) -> None:
+    archive, store = tmp_path / "archive", tmp_path / "store"
+    write_archive(archive)
+    asked = {"segmentation": SEGMENTATION, "speech": False, "rehearse_s": 5.0, "cpus": 2.0, "gpus": 0.0}
+    told = plan_ahead(str(archive), str(store), **asked)  # type: ignore[arg-type]
+    assert not store.exists()
+    bench = Bench(archive, ("embedded",))
+    assert bench.run(Storage(str(store))) == told.work.recordings == 6
+    found = serpipe.open(str(store))
+    seconds = sum(found.recordings()["duration_s"].to_pylist())
+    assert told.work.audio_s.value == pytest.approx(seconds, rel=0.1)
+    assert told.segments.low - 0.5 <= found.segments().num_rows <= told.segments.high + 0.5
+    assert told.quarantined.value == len({row["uri"] for row in found.failing().to_pylist() if not row["segment_id"]})
+    assert set(told.bytes) >= {"segments", "predictions", "embeddings", "recordings"}
+
+    before = bytes_of(store)
+    again = plan_ahead(str(archive), str(store), **asked)  # type: ignore[arg-type]
+    assert (again.work.recordings, again.rehearsal, again.work.done) == (0, None, 6)
+    assert again.work.failed == len(set(found.failing()["recording_id"].to_pylist()))
+    assert bytes_of(store) == before
+
+
+def test_the_command_speaks_json_and_assumes_gpus_aloud(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    write_archive(archive)
+    words = ["plan", str(archive), str(tmp_path / "store"), "--segment", SEGMENTATION, "--rehearse", "2", "--json"]
+    priced = ["--gpus", "8", "--cpus", "128", "--price-gpu-hour", "3.2", "--out", str(tmp_path / "forecast.json")]
+    done = CliRunner().invoke(main, [*words, *priced])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told == json.loads((tmp_path / "forecast.json").read_text())
+    assert told["cost"] == pytest.approx(told["wall_s"] / 3600 * 8 * 3.2)
+    assert told["gpu_hours"] > 0
+    assert told["cores_per_gpu"] > 0
+    if told["rehearsal"]["models"]["embedded"]["where"] == "assumed":
+        assert "not rehearsed" in told["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--model", "embeded"], "MODEL_UNKNOWN"),
+        (["--pool", "nobody"], "POOL_UNKNOWN"),
+        (["--segment", "window:3/6"], "SEGMENTATION_INVALID"),
+        (["--column", "uri"], "COLUMN_INVALID"),
+        (["--cpus", "0.5"], "CLUSTER_TOO_FEW_CPUS"),
+    ],
+)
+def test_a_request_without_sense_is_refused_as_by_label(tmp_path: Path, options: list[str], code: str) -> None:
+    write_archive(tmp_path / "archive")
+    done = CliRunner().invoke(main, ["plan", str(tmp_path / "archive"), str(tmp_path / "store"), *options])
+    assert done.exit_code == 2
+    assert code in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_rehearsal_with_its_reason(tmp_path: Path) -> None:
+    lost = replace(resolve("embedded"), location=str(tmp_path / "nowhere"))
+    company = Company(
+        decoders=1,
+        decode={"segmentation": SEGMENTATION, "models": {"embedded": lost.fp}},
+        models=(lost,),
+        actors=1,
+        threads=1,
+        gpu=False,
+        embeddings="none",
+        audio="0" * 16,
+        bundle_bytes=1 << 20,
+    )
+    with pytest.raises(SerpipeError):
+        rehearse([], company, seconds=1.0, shares={})
+
+
+def test_pieces_of_a_pack_are_all_of_it(tmp_path: Path) -> None:
+    write_archive(tmp_path)
+    decode = serpipe.Decode(segmentation="window:0.5/0.5", speech=False, pack_seconds=600.0)
+    (pack,) = decode(serpipe.read_manifest(str(tmp_path)))
+
+    class Endless:
+        value = np.inf
+
+    clock = Clock(None, Endless(), Endless())
+    whole = pack["segments"].combine_chunks().flatten()
+    for pace in ({}, {"a": 0.01}, {"a": 100.0}):
+        pieces = list(labelling._pieces(pack, {"a": None}, pace, clock))
+        joined = pa.concat_arrays([piece["segments"].combine_chunks().flatten() for piece in pieces])
+        assert joined.equals(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_sets_what_it_took_beside_its_forecast(tmp_path: Path) -> None:
+    archive, store, told = (str(tmp_path / name) for name in ("archive", "store", "forecast.json"))
+    write_archive(Path(archive))
+    words = [archive, store, "--segment", SEGMENTATION]
+    for command in (["plan", *words, "--rehearse", "2", "--out", told], ["label", *words, "--forecast", told]):
+        done = CliRunner().invoke(main, [*command, *(["--max-failed", "1"] if command[0] == "label" else [])])
+        assert done.exit_code == 0, done.output
+    shown = CliRunner().invoke(main, ["status", store]).output
+    for what in ("wall", "audio", "segments", "quarantine", "bytes"):
+        assert f"\n  {what}: forecast " in shown
+
+
+def test_a_forecast_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="FORECAST_UNREADABLE"):
+        serpipe.label(str(tmp_path), str(tmp_path / "store"), forecast=str(tmp_path / "none.json"))
+    assert not (tmp_path / "store").exists()
