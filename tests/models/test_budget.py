@@ -1,0 +1,46 @@
+"""The size of a micro-batch finds the fastest, from wherever it begins, and stays there."""
+
+from __future__ import annotations
+
+import pytest
+
+from serpipe.models.budget import Budget, for_device
+
+
+@pytest.mark.parametrize("best", [1.0, 2.0, 8.0, 64.0, 256.0])
+@pytest.mark.parametrize("begin", [1.0, 8.0, 256.0])
+def test_it_climbs_to_the_fastest_and_stays(begin: float, best: float) -> None:
+    budget = Budget(begin=begin, most=256.0)
+    packs = 0
+    while packs < 40:
+        budget.record(300.0, elapsed_s=1.0 + abs(budget.seconds - best))
+        packs += 1
+    assert budget.seconds == best
+
+
+def test_the_first_pack_at_a_size_may_be_slow() -> None:
+    budget, seen = Budget(begin=8.0, most=32.0), set()
+    for _ in range(20):
+        fresh = budget.seconds not in seen
+        seen.add(budget.seconds)
+        budget.record(100.0, elapsed_s=(10.0 if fresh else 0.0) + (1.0 if budget.seconds == 16.0 else 2.0))
+    assert budget.seconds == 16.0
+
+
+def test_memory_bounds_it() -> None:
+    budget = Budget(begin=128.0, most=48.0)
+    for _ in range(20):
+        assert budget.seconds <= 48.0
+        budget.record(1_000.0, elapsed_s=1 / budget.seconds)
+    assert budget.seconds == 48.0
+
+
+def test_a_pack_smaller_than_a_micro_batch_says_nothing() -> None:
+    budget = Budget(begin=8.0, most=32.0)
+    for _ in range(20):
+        budget.record(7.9, elapsed_s=1.0)
+    assert budget.seconds == 8.0
+
+
+def test_a_cpu_begins_small() -> None:
+    assert for_device("cpu").seconds < for_device("cpu").most
