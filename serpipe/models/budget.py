@@ -7,6 +7,7 @@ doubles and halves from where it began until neither is faster, and stays there.
 from __future__ import annotations
 
 from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.lanes import CUDA_LANES
 
 ROUNDS = 2
 """Packs at each size; the faster one counts, because the first may pay for a kernel's or a cache's beginning."""
@@ -68,4 +69,4 @@ def for_device(device: str) -> Budget:
 
     free, _ = torch.cuda.mem_get_info(device)
     # Half for what this does not count; what is too much all the same is halved where it fails.
-    return Budget(begin=CUDA_S, most=free / 2 / SECOND_BYTES)
+    return Budget(begin=CUDA_S, most=free / 2 / CUDA_LANES / SECOND_BYTES)
