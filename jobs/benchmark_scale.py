@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -224,7 +225,7 @@ def over_nodes(most: int, folder: Path) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    manifest = _archive(folder, 240, seconds=60.0)
+    manifest = _archive(folder, 120, seconds=60.0)
     figures: dict[str, Any] = {}
     for nodes in range(1, most + 1):
         options = {"num_cpus": 1, "object_store_memory": 300 << 20}
@@ -251,10 +252,28 @@ def paced(minutes: float, folder: Path) -> dict[str, Any]:
 
 
 class Pace:
-    """How far a run was, and what its driver held, second by second."""
+    """How far a run was, what its driver held and what all of it had worked, second by second."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float, float]] = []
+        self.seen: list[tuple[float, float, float, float]] = []
+        self._process, self._began = psutil.Process(), time.monotonic()
+        self._worked: dict[int, float] = {}
+
+    def note(self, audio_s: float) -> None:
+        """Remember this moment."""
+        for process in (self._process, *self._process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                # Of one that has ended the last word stays.
+                self._worked[process.pid] = sum(process.cpu_times()[:2])
+        memory = self._process.memory_info().rss / 1e6
+        self.seen.append((time.monotonic() - self._began, audio_s, memory, sum(self._worked.values())))
+
+    def cost(self, start: float, end: float) -> float:
+        """Processor seconds of an audio second while the share done went from `start` to `end`; what else the machine
+        does counts for little.
+        """
+        worked = [self._at(self._when(share), 3) for share in (start, end)]
+        return (worked[1] - worked[0]) / ((end - start) * self._total())
 
     def between(self, start: float, end: float) -> float:
         """Audio seconds a second while the share done went from `start` to `end`."""
@@ -270,9 +289,11 @@ class Pace:
             "run_s": self.seen[-1][0],
             "audio_s_per_s": self.between(0.1, 1.0),
             "last_tenth_over_second": last / second,
+            "last_tenth_over_second_by_cpu": self.cost(0.1, 0.2) / self.cost(0.9, 1.0),
+            "last_third_over_first_by_cpu": self.cost(0.1, 0.4) / self.cost(0.7, 1.0),
             "tenths": " ".join(f"{self.between(t / 10, (t + 1) / 10):.0f}" for t in range(10)),
-            "driver_mb_at_tenth": self._memory(first_s),
-            "driver_mb_at_end": self._memory(last_s),
+            "driver_mb_at_tenth": self._at(first_s, 2),
+            "driver_mb_at_end": self._at(last_s, 2),
             "driver_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
@@ -280,29 +301,29 @@ class Pace:
         return self.seen[-1][1]
 
     def _when(self, share: float) -> float:
-        times, done, _ = (np.array(column) for column in zip(*self.seen, strict=True))
+        times, done, *_ = (np.array(column) for column in zip(*self.seen, strict=True))
         keep = np.append(True, done[1:] > done[:-1])
         return float(np.interp(share * self._total(), done[keep], times[keep]))
 
-    def _memory(self, at: float) -> float:
-        times, _, memory = (np.array(column) for column in zip(*self.seen, strict=True))
-        return float(np.interp(at, times, memory))
+    def _at(self, when: float, column: int) -> float:
+        columns = [np.array(values) for values in zip(*self.seen, strict=True)]
+        return float(np.interp(when, columns[0], columns[column]))
 
 
 def _run(manifest: str, store: Path, **options: Any) -> Pace:
     import serpipe
     from serpipe.engine import progress
 
-    pace, process, began = Pace(), psutil.Process(), time.monotonic()
+    pace = Pace()
     now = progress.Progress.now
 
     def noted(self: progress.Progress, totals: dict[str, float]) -> Any:
         told = now(self, totals)
-        pace.seen.append((time.monotonic() - began, told.audio_s, process.memory_info().rss / 1e6))
+        pace.note(told.audio_s)
         return told
 
     progress.Progress.now = noted  # type: ignore[method-assign]
-    progress._LOOK_EVERY_S = 0.25
+    progress._LOOK_EVERY_S = 0.5
     try:
         result = serpipe.label(manifest, str(store), **options)
     finally:
