@@ -11,7 +11,6 @@ from pathlib import Path
 
 from serpipe.errors import ModelError
 from serpipe.models.contract import ModelSpec
-from serpipe.remote import Trouble, connect, patiently, trouble
 
 
 def cache() -> Path:
@@ -41,6 +40,9 @@ def localised(location: str, files: tuple[str, ...]) -> str:
 
 
 def _copy(location: str, files: tuple[str, ...], target: Path) -> None:
+    # A machine that has its weights in a folder needs nothing that speaks to object stores.
+    from serpipe.remote import connect, patiently
+
     try:
         fs, root = connect(location)
         names = [
@@ -66,6 +68,8 @@ def _copy(location: str, files: tuple[str, ...], target: Path) -> None:
 
 
 def _unreachable(location: str, error: Exception) -> ModelError:
+    from serpipe.remote import Trouble, trouble
+
     what = trouble(error)
     if what is Trouble.ABSENT:
         return ModelError("MODEL_WEIGHTS_MISSING", f"there is no checkpoint at {location}")
