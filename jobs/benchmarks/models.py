@@ -115,7 +115,7 @@ def utterances(seconds: float) -> list[NDArray[np.float32]]:
 
 def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -> Callable[[], float]:
     """What labels clips as the model stage does, and gives seconds of audio a second."""
-    size, side_by_side = budget.for_device(device), lanes.for_device(device)
+    size, side_by_side = budget.for_model(adapter.spec.parameters, device), lanes.for_device(device)
     seconds = sum(map(len, clips)) / SAMPLE_RATE
 
     def label() -> float:

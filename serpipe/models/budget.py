@@ -12,8 +12,12 @@ from serpipe.models.lanes import CUDA_LANES
 ROUNDS = 2
 """Packs at each size; the faster one counts, because the first may pay for a kernel's or a cache's beginning."""
 
-CPU_S = (8.0, 32.0)
-"""Seconds to begin with, and most, on a CPU: its caches are small, and a segment alone runs as fast as a batch."""
+SMALL_PARAMETERS = 10_000_000
+"""Below this a call costs about as much as its work."""
+
+CPU_S, CPU_MOST_S = 2.0, 32.0
+"""Seconds to begin with, and most, on a CPU, where a segment alone runs as fast as a batch; a small model begins with
+the most."""
 
 CUDA_S = 128.0
 """Seconds to begin with on a GPU."""
@@ -60,11 +64,10 @@ class Budget:
         self.seconds = next(fresh, best)
 
 
-def for_device(device: str) -> Budget:
-    """Where to begin on a device, and how far its memory lets it go."""
+def for_model(parameters: int, device: str) -> Budget:
+    """Where to begin with a model of so many parameters on a device, and how far its memory lets it go."""
     if not device.startswith("cuda"):
-        begin, most = CPU_S
-        return Budget(begin=begin, most=most)
+        return Budget(begin=CPU_S if parameters > SMALL_PARAMETERS else CPU_MOST_S, most=CPU_MOST_S)
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)

@@ -108,7 +108,7 @@ def certify(
         )
     clips = _clips(audio, per_bucket)
     # As large as a run may take them: a batch of many rows is what moves an answer.
-    budget_s = budget.for_device(device).most
+    budget_s = budget.for_model(model.spec.parameters, device).most
     alone: dict[int, Outputs] = {}
     measures: list[Measure] = []
     for dtype in ("float32", "bfloat16", *(("float16",) if device == "cuda" else ())):

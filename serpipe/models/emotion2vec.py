@@ -180,7 +180,7 @@ def _model_conf(path: Path, spec: ModelSpec) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read as FunASR does, because YAML's own loader takes the hub's `norm_eps: 1e-05` for a string."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

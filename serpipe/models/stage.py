@@ -74,7 +74,9 @@ class Predict:
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         references = [resolve(model) if isinstance(model, str) else model for model in models]
         self._adapters: dict[str, Adapter] = {ref.name: ref.load(self._device) for ref in references}
-        self._budgets = {name: budget.for_device(self._device) for name in self._adapters}
+        self._budgets = {
+            name: budget.for_model(adapter.spec.parameters, self._device) for name, adapter in self._adapters.items()
+        }
         self._lanes = lanes.for_device(self._device)
 
     def __call__(self, pack: pa.Table) -> pa.Table:

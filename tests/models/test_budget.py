@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serpipe.models.budget import Budget, for_device
+from serpipe.models.budget import Budget, for_model
 
 
 @pytest.mark.parametrize("best", [1.0, 2.0, 8.0, 64.0, 256.0])
@@ -42,5 +42,6 @@ def test_a_pack_smaller_than_a_micro_batch_says_nothing() -> None:
     assert budget.seconds == 8.0
 
 
-def test_a_cpu_begins_small() -> None:
-    assert for_device("cpu").seconds < for_device("cpu").most
+def test_a_large_model_begins_with_a_segment_at_a_time_on_a_cpu() -> None:
+    large, small = for_model(300_000_000, "cpu"), for_model(80_000, "cpu")
+    assert large.seconds < small.seconds == small.most == large.most
