@@ -55,6 +55,8 @@ def main(
 ) -> None:
     """Measure, print, compare, keep."""
     held = reference.of(REFERENCE.read_text()) if REFERENCE.exists() else None
+    if check and held is None:
+        raise click.UsageError(f"there is no {REFERENCE} to check against; --save makes it")
     # A part that is not asked for keeps the figures it has.
     taken = {part: held.parts[part] for part in PARTS if held and part in held.parts} if save and parts else {}
     if figures is None:

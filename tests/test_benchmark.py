@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from serpipe.testing import write_speech
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "jobs"))
 
-from benchmarks import material, reference
+from benchmarks import bare, material, reference
 from benchmarks.figures import Figure, figure, take_turns
 
 HERE = "2 cores of a processor"
@@ -127,3 +128,12 @@ def test_utterances_are_together_as_long_as_was_asked() -> None:
     drawn = material.lengths(600.0, seed=3)
     assert sum(drawn) == pytest.approx(600.0)
     assert max(drawn) <= material.LONGEST_S
+
+
+def test_the_bare_loop_labels_every_sample_once_in_rows_of_equal_length(tmp_path: Path) -> None:
+    files = [write_speech(tmp_path / f"{i}.wav", seconds=length, seed=i) for i, length in enumerate((7.0, 21.5, 3.2))]
+    shapes: list[tuple[int, ...]] = []
+    seconds = bare.label(lambda rows: shapes.append(rows.shape), files, 10.0)
+    assert seconds == pytest.approx(31.7)
+    assert sum(rows * samples for rows, samples in shapes) == round(31.7 * 16_000)
+    assert shapes[:2] == [(2, 80_000), (2, 80_000)]
