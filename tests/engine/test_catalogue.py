@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,6 +64,18 @@ def test_in_process(manifest: Manifest) -> None:
     assert codes.count("MANIFEST_CONFLICT") == 8
     assert len(codes) == 10 + 8 + 3
     assert read.parts[0]().schema.equals(RECORDINGS)
+
+
+def test_a_parquet_file_counts_as_the_text_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed, rows that take gigabytes of memory look small."""
+    rows = pa.table({"uri": [f"s3://archive/{number:06d}.mp3" for number in range(2000)]})
+    pq.write_table(rows, tmp_path / "list.parquet")
+    pa.csv.write_csv(rows, tmp_path / "list.csv")
+    text = (tmp_path / "list.csv").stat().st_size
+    monkeypatch.setattr(catalogue, "IN_PROCESS_BYTES", text - 1)
+    assert (tmp_path / "list.parquet").stat().st_size < text
+    for name in ("list.parquet", "list.csv"):
+        assert not catalogue.is_small(open_manifest(str(tmp_path / name)))
 
 
 @pytest.mark.usefixtures("ray_session")
