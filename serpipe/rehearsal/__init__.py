@@ -7,11 +7,13 @@ which it worked, not those in which it waited; so a stage that is rarely asked i
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from serpipe.audio.child import end_with
 from serpipe.errors import SerpipeError
 from serpipe.forecast import Rehearsal, Stage
 from serpipe.rehearsal import decoding, labelling, summary
@@ -21,6 +23,9 @@ __all__ = ["Batch", "Company", "rehearse"]
 
 RUSH_SHARE = 0.2
 """Share of a rehearsal after which decoders wait for models that are slower than they."""
+
+NICENESS = 15
+"""That Ray gives its workers: on a machine that others use, a rehearsal comes no sooner to its turn than a run."""
 
 _READY_S = 900.0
 
@@ -47,7 +52,10 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
     packs, told = context.Queue(maxsize=2 * company.actors), context.Queue()
     jobs: list[tuple[Any, Any]] = [(decoding.work, batches[i :: company.decoders]) for i in range(company.decoders)]
     jobs += [(labelling.work, place) for place in range(company.actors)]
-    workers = [context.Process(target=job, args=(mine, company, clock, packs, told), daemon=True) for job, mine in jobs]
+    workers = [
+        context.Process(target=_work, args=(os.getpid(), job, mine, company, clock, packs, told), daemon=True)
+        for job, mine in jobs
+    ]
     try:
         for worker in workers:
             worker.start()
@@ -87,6 +95,13 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         start_s=started - began,
         load_s=min((at - began for kind, at in ready if kind == "labeller"), default=0.0),
     )
+
+
+def _work(parent: int, job: Callable[..., None], *arguments: Any) -> None:
+    # Nobody would end it after a parent that was killed.
+    end_with(parent)
+    os.nice(NICENESS)
+    job(*arguments)
 
 
 def _next(told: Any, workers: Sequence[Any], seconds: float) -> Any:
