@@ -1,4 +1,6 @@
-"""The two codec libraries, each as one function: a path in, float32 frames at the file's own rate out.
+"""The two codec libraries, each as one function: a path in, frames at the file's own rate out.
+
+16-bit samples stay as they are stored: half the bytes to move, and libsndfile converts ten times slower than NumPy.
 
 libsndfile is exact and fastest on PCM containers and on Ogg, where it also joins chained streams. It trusts the
 frame count of an MP3 or FLAC header and stops there, so those go to FFmpeg (PyAV) first: a header that claims too
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     import av
     import soundfile
 
-Frames = NDArray[np.float32]
+Frames = NDArray[np.float32] | NDArray[np.int16]
+"""float32 with full scale at 1.0, or 16 bits as they are stored."""
 
 BLOCK = 65_536
 """Samples per channel handed on at a time: 1.4 s at 48 kHz, small beside what codecs buffer themselves."""
@@ -65,7 +68,7 @@ class Track:
 
     Attributes:
         header: what the file claims.
-        frames: yields `(sample_rate, float32 (channels, n))`; the rate and the channels may change on the way.
+        frames: yields `(sample_rate, (channels, n))`; rate, channels and dtype may change on the way.
         undecoded_s: seconds inside the track that the codec refused; silence keeps their place.
         error: why decoding ended early; None while it has not.
     """
@@ -123,17 +126,18 @@ def _open_sndfile(path: str) -> Track:
 def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[int, Frames]]:
     import soundfile
 
+    dtype = "int16" if file.subtype == "PCM_16" else "float32"
     # A read() loop, never blocks(): blocks() repeats stale audio when a header claims more than the file holds.
     with file:
         while True:
             try:
-                block = file.read(BLOCK, dtype="float32", always_2d=True)
+                block = file.read(BLOCK, dtype=dtype, always_2d=True)
             except soundfile.LibsndfileError as error:
                 track.error = _plain(error)
                 return
             if not len(block):
                 return
-            yield file.samplerate, np.ascontiguousarray(block.T)
+            yield file.samplerate, block.T
 
 
 def _open_ffmpeg(path: str) -> Track:
@@ -237,16 +241,32 @@ def _decoder(stream: av.AudioStream) -> av.AudioCodecContext:
 
 
 def _samples(frame: av.AudioFrame) -> Frames:
-    """A decoded frame as float32 (channels, n), full scale at 1.0."""
+    """A decoded frame as (channels, n): 16 bits as they are, anything else as float32, full scale at 1.0."""
     array: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
-        array = np.ascontiguousarray(array.reshape(-1, frame.layout.nb_channels).T)
-    samples: Frames = array.astype(np.float32, copy=False)
+        array = array.reshape(-1, frame.layout.nb_channels).T
+    if array.dtype == np.int16:
+        return array
+    samples: NDArray[np.float32] = array.astype(np.float32, copy=False)
     if array.dtype == np.uint8:
         samples = (samples - np.float32(128)) / np.float32(128)
     elif np.issubdtype(array.dtype, np.integer):
         samples = samples * np.float32(-1.0 / np.iinfo(array.dtype).min)
     return samples
+
+
+def as_float(samples: Frames) -> NDArray[np.float32]:
+    """Samples as float32, full scale at 1.0; 16 bits lose nothing by it.
+
+    Examples:
+        >>> as_float(np.int16([-32768, 16384])).tolist()
+        [-1.0, 0.5]
+    """
+    if samples.dtype == np.float32:
+        return samples.astype(np.float32, copy=False)
+    floats = samples.astype(np.float32)
+    floats *= np.float32(1 / 32_768)
+    return floats
 
 
 def _plain(error: Exception) -> str:

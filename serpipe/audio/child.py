@@ -7,27 +7,38 @@ The child stays warm from file to file. What codecs write on stderr is counted, 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serpipe.audio.backends import Header
+from serpipe.audio.backends import Frames, Header, as_float
 from serpipe.audio.decode import Channels, Decoding, Outcome
 from serpipe.errors import AudioError
 
 START_S = 300.0
 """Seconds the child may take to start. A cold disk or a crowded machine is no fault of the file that comes first."""
 
-_READY, _HEADER, _AUDIO, _END, _FAILED = b"UP  ", b"HEAD", b"PCMF", b"DONE", b"FAIL"
-"""Four bytes, so that the samples behind them lie where float32 must."""
+_READY, _HEADER, _AUDIO, _END, _FAILED, _FREE = b"UP  ", b"HEAD", b"PCM ", b"DONE", b"FAIL", b"FREE"
+"""What the two say to each other; `_FREE` alone goes from parent to child, for a slot that was read."""
+
+SLOTS = 4
+SLOT_BYTES = 1 << 20
+"""Samples lie in memory that both share, in slots used in turn: a pipe would copy them twice more."""
+
+_PIECE = struct.Struct("<cxxxI")
+"""Behind `_AUDIO`: the samples' type, as NumPy has it, and how many each channel has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +52,24 @@ class Limits:
 
     stall_s: float = 60.0
     memory_bytes: int = 1 << 30
+
+
+class Slots:
+    """Samples on their way from one process to the other, in slots of shared memory that are used in turn.
+
+    Args:
+        descriptor: an anonymous file of `SLOTS * SLOT_BYTES`, which both processes have open.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
+        self._turn = 0
+
+    def next(self, dtype: np.dtype[Any], channels: int, length: int) -> Frames:
+        """The next slot as an array (channels, length)."""
+        start = self._turn * SLOT_BYTES
+        self._turn = (self._turn + 1) % SLOTS
+        return np.frombuffer(self._memory, dtype, channels * length, start).reshape(channels, length)
 
 
 class ChildDecoding:
@@ -59,7 +88,7 @@ class ChildDecoding:
         while True:
             kind, body = self._decoder.receive()
             if kind == _AUDIO:
-                yield np.frombuffer(body, np.float32).reshape(self.channels, -1)
+                yield self._decoder.take(body, self.channels)
             else:
                 self.outcome = Outcome(**json.loads(bytes(body)))
                 return
@@ -87,6 +116,7 @@ class ChildDecoder:
         self._limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._slots: Slots | None = None
         self._busy = False
         self.messages = 0
 
@@ -135,6 +165,18 @@ class ChildDecoder:
             raise AudioError(failed["code"], failed["message"])
         return kind, body
 
+    def take(self, body: memoryview, channels: int) -> NDArray[np.float32]:
+        """The samples of an audio message, float32 (channels, n), out of the shared memory."""
+        assert self._pipe is not None
+        assert self._slots is not None
+        kind, length = _PIECE.unpack(body)
+        shared = self._slots.next(np.dtype(kind.decode()), channels, length)
+        samples = as_float(shared if shared.dtype == np.int16 else shared.copy())
+        with suppress(ConnectionError):
+            # A child that died is noticed where its next message is missing.
+            self._pipe.send_bytes(_FREE)
+        return samples
+
     def close(self) -> None:
         """End the child, whatever it is doing."""
         if self._process is not None:
@@ -142,7 +184,7 @@ class ChildDecoder:
             self._process.wait()
             if self._pipe is not None:
                 self._pipe.close()
-        self._process, self._pipe, self._busy = None, None, False
+        self._process, self._pipe, self._slots, self._busy = None, None, None, False
 
     @property
     def pid(self) -> int | None:
@@ -158,24 +200,29 @@ class ChildDecoder:
     def _start(self) -> None:
         self.close()
         ours, theirs = Pipe()
+        memory = os.memfd_create("serpipe-samples")
+        os.ftruncate(memory, SLOTS * SLOT_BYTES)
+        self._slots = Slots(memory)
         command = [
             sys.executable,
             "-m",
             "serpipe.audio.child",
             str(theirs.fileno()),
+            str(memory),
             str(self._limits.memory_bytes),
             str(os.getpid()),
         ]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self._process = subprocess.Popen(
             command,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
         )
         theirs.close()
+        os.close(memory)
         self._pipe = ours
         threading.Thread(target=self._count, args=(self._process,), daemon=True).start()
         try:
@@ -210,10 +257,11 @@ class ChildDecoder:
         return AudioError("AUDIO_DECODER_CRASHED", f"the codec died of {how}; the file is damaged or hostile")
 
 
-def main(descriptor: int, memory_bytes: int, parent: int) -> None:
+def main(descriptor: int, memory: int, memory_bytes: int, parent: int) -> None:
     """The child: decode what is asked for until the pipe closes."""
     end_with(parent)
     pipe = Connection(descriptor)
+    slots = Slots(memory)
     _warm_up()
     limit_memory(memory_bytes)
     try:
@@ -222,11 +270,13 @@ def main(descriptor: int, memory_bytes: int, parent: int) -> None:
         return
     while True:
         try:
-            job = json.loads(pipe.recv_bytes())
+            while (message := pipe.recv_bytes()) == _FREE:
+                pass
+            job = json.loads(message)
         except EOFError:
             return
         try:
-            _serve(pipe, job)
+            _serve(pipe, slots, job)
         except AudioError as error:
             _fail(pipe, error.code, error.message)
         except MemoryError:
@@ -235,7 +285,7 @@ def main(descriptor: int, memory_bytes: int, parent: int) -> None:
                 "AUDIO_DECODER_MEMORY",
                 f"decoding wants more than {memory_bytes >> 20} MiB; the file is damaged or hostile",
             )
-        except BrokenPipeError:
+        except (BrokenPipeError, EOFError):
             return
         except OSError as error:
             _fail(pipe, "AUDIO_UNREADABLE", f"the file cannot be read ({error.strerror or error})")
@@ -243,12 +293,20 @@ def main(descriptor: int, memory_bytes: int, parent: int) -> None:
             _fail(pipe, "AUDIO_UNDECODABLE", f"the codec failed: {type(error).__name__}: {error}")
 
 
-def _serve(pipe: Connection, job: dict[str, Channels]) -> None:
+def _serve(pipe: Connection, slots: Slots, job: dict[str, Channels]) -> None:
     decoding = Decoding(job["path"], job["channels"])
     opened = {"header": asdict(decoding.header), "channels": decoding.channels}
     pipe.send_bytes(_HEADER + json.dumps(opened).encode())
-    for block in decoding:
-        pipe.send_bytes(_AUDIO + np.ascontiguousarray(block).tobytes())
+    free = SLOTS
+    for block in decoding.blocks():
+        longest = SLOT_BYTES // block[:, :1].nbytes
+        for start in range(0, block.shape[1], longest):
+            piece = block[:, start : start + longest]
+            while not free:
+                free += pipe.recv_bytes() == _FREE
+            slots.next(piece.dtype, *piece.shape)[:] = piece
+            free -= 1
+            pipe.send_bytes(_AUDIO + _PIECE.pack(piece.dtype.char.encode(), piece.shape[1]))
     pipe.send_bytes(_END + json.dumps(asdict(decoding.outcome)).encode())
 
 
@@ -285,4 +343,4 @@ def end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(*map(int, sys.argv[1:]))
