@@ -22,6 +22,7 @@ from benchmarks.figures import Figure, figure, take_turns
 from benchmarks.material import checkpoint, lengths
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
+from serpipe.models.allocator import keep_freed_memory
 from serpipe.models.contract import SAMPLE_RATE
 from serpipe.models.registry import resolve
 
@@ -100,11 +101,12 @@ def figures_of(name: str, device: str, dtype: str, *, quick: bool, named: bool =
 
 
 def begin(device: str) -> None:
-    """Settings that the model stage makes too."""
+    """Settings that the model stage makes too; what else runs in this process profits from them as well."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if device == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+        keep_freed_memory()
 
 
 def utterances(seconds: float) -> list[NDArray[np.float32]]:

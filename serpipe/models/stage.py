@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
+from serpipe.models.allocator import keep_freed_memory
 from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.models.results import results
@@ -35,6 +36,8 @@ MODEL_FAILURE = pa.struct(
 
 class Predict:
     """Labels the segments of packs with one model or several, and appends a column for each.
+
+    On a CPU it sets PyTorch's threads, and has the process keep the memory that it frees.
 
     Args:
         models: names, or resolved references.
@@ -72,6 +75,7 @@ class Predict:
         torch.backends.cuda.matmul.allow_tf32 = False
         if self._device == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+            keep_freed_memory()
         references = [resolve(model) if isinstance(model, str) else model for model in models]
         self._adapters: dict[str, Adapter] = {ref.name: ref.load(self._device) for ref in references}
         self._budgets = {
