@@ -49,6 +49,9 @@ ROW_S = 6.0
 ROWS = {"cpu": (1, 4), "cuda": (8, 32, 64)}
 """Rows of a batch that are tried; the fastest counts."""
 
+SMALL_ROWS = (8, 32)
+"""The same for a model so small that a call costs about as much as its work."""
+
 
 def measure(*, quick: bool) -> list[Figure]:
     """The adapter over its bare network: one model in the format that is fastest here, or every model in every one."""
@@ -86,7 +89,7 @@ def figures_of(name: str, device: str, dtype: str, *, quick: bool, named: bool =
         if error.code != "MODEL_DTYPE_UNSUPPORTED":
             raise
         return []
-    clips = utterances((30.0 if quick else 120.0) * (20 if device == "cuda" or name == "embedded" else 1))
+    clips = utterances((30.0 if quick else 120.0) * (20 if device == "cuda" else 4 if name == "embedded" else 1))
     rounds = 3 if quick else 5
     bare = fastest_batch(adapter, device, dtype)
     speeds = take_turns({"adapter": labelling(adapter, clips, device), "model": bare}, rounds=rounds)
@@ -133,7 +136,8 @@ def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -
 
 def fastest_batch(adapter: Any, device: str, dtype: str) -> Callable[[], float]:
     """The bare network in the batch that suits it best; gives seconds of audio a second."""
-    arms = {rows: repeated(packed(adapter, rows, device, dtype), rows, device) for rows in ROWS[device]}
+    sizes = SMALL_ROWS if adapter.spec.parameters < budget.SMALL_PARAMETERS else ROWS[device]
+    arms = {rows: repeated(packed(adapter, rows, device, dtype), rows, device) for rows in sizes}
     speeds = {rows: max(arm(), arm()) for rows, arm in arms.items()}
     return arms[max(speeds, key=lambda rows: speeds[rows])]
 
@@ -155,12 +159,12 @@ def packed(adapter: Any, rows: int, device: str, dtype: str) -> Callable[[], obj
 
 
 def repeated(run: Callable[[], object], rows: int, device: str) -> Callable[[], float]:
-    """What runs a batch for some seconds, and gives seconds of audio a second."""
+    """What runs a batch for a second or longer, and gives seconds of audio a second."""
 
     @torch.inference_mode()
     def arm() -> float:
         began, batches = time.perf_counter(), 0
-        while time.perf_counter() - began < 2.0:
+        while time.perf_counter() - began < 1.0:
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
