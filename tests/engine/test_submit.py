@@ -73,7 +73,7 @@ def script(folder: Path, text: str) -> tuple[str, str, str]:
     return "--working-dir", str(folder), "job.py"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_job_is_followed_and_its_exit_code_passed_on(submit: Submit, tmp_path: Path) -> None:
     job = script(tmp_path, "import os, sys; print('hello', *sys.argv[1:], os.environ['MINE']); sys.exit(3)")
     once = ["--name", "followed", "--date", "2026-11-20", "--env", "MINE=yes"]
@@ -96,7 +96,7 @@ def test_a_job_is_followed_and_its_exit_code_passed_on(submit: Submit, tmp_path:
     assert other.stderr.startswith("serpipe: SUBMIT_NAME_TAKEN: job followed-2026-11-20 ")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_night_that_runs_is_left_alone(submit: Submit, tmp_path: Path) -> None:
     job = script(tmp_path, "import time; time.sleep(600)")
     first = submit("--name", "slow", "--no-wait", *job)
@@ -106,7 +106,7 @@ def test_a_night_that_runs_is_left_alone(submit: Submit, tmp_path: Path) -> None
     assert second.stdout.startswith(f"nothing to submit: slow-{date.today()} runs already; ")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "token", "sentence"),
     [
@@ -147,7 +147,7 @@ def placed(cluster: dict[str, str]) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_nightly_job_runs_through_ray_job_submit(
     cluster: dict[str, str], submit: Submit, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

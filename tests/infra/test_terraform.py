@@ -67,7 +67,7 @@ def test_it_is_formatted(tmp_path: Path) -> None:
     assert terraform(tmp_path, "fmt", "-check", "-recursive", "-diff", "terraform") == ""
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_nodes_are_valid(tmp_path: Path) -> None:
     told = json.loads(terraform(ready("nodes", tmp_path), "validate", "-json"))
     assert (told["valid"], told["diagnostics"]) == (True, [])
@@ -160,7 +160,7 @@ def keys(server: str, applied: dict[str, str]) -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_bucket_is_private_and_keeps_what_was_deleted(server: str, applied: dict[str, str]) -> None:
     assert applied["store"] == "s3://labels-of-ours"
     s3 = owner(server, "s3")
@@ -174,7 +174,7 @@ def test_the_bucket_is_private_and_keeps_what_was_deleted(server: str, applied: 
     assert (statement["Effect"], statement["Condition"]) == ("Deny", {"Bool": {"aws:SecureTransport": "false"}})
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_no_role_may_do_more_than_is_listed_here(server: str, applied: dict[str, str]) -> None:
     iam = owner(server, "iam")
     labels, archive = "arn:aws:s3:::labels-of-ours", "arn:aws:s3:::archive"
@@ -208,7 +208,7 @@ def listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_labelling_role_can_do_all_that_a_store_needs(
     server: str, keys: dict[str, dict[str, str]], checked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +236,7 @@ def test_the_labelling_role_can_do_all_that_a_store_needs(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_is_not_theirs_is_refused(server: str, keys: dict[str, dict[str, str]], checked: None) -> None:
     labeller, reader = (owner(server, "s3", **keys[role]) for role in ("labeller", "reader"))
     refused = {
