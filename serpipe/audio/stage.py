@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serpipe import ids
+from serpipe.audio.ahead import Copy, one_ahead
 from serpipe.audio.child import ChildDecoder, ChildDecoding, Limits
 from serpipe.audio.decode import DECODER_EPOCH, Channels
 from serpipe.audio.packing import PackBuilder
 from serpipe.audio.recording import LONGEST_SEGMENT_S, UNIT_S, Clip, Unit, units_of
 from serpipe.audio.segment import GivenSegment, parse_segmentation
-from serpipe.audio.source import local_copy
 from serpipe.audio.verdict import verdict
 from serpipe.errors import AudioError
 from serpipe.models.contract import SAMPLE_RATE
@@ -92,10 +93,11 @@ class Decode:
             Tables of one row of `serpipe.pack.PACK`.
         """
         builder = PackBuilder(self._seconds)
-        for row in recordings.to_pylist():
-            yield from self._recording(row, builder)
-            if builder.full:
-                yield from builder.flush()
+        with closing(one_ahead(recordings.to_pylist())) as recordings_and_copies:
+            for row, copy in recordings_and_copies:
+                yield from self._recording(row, copy, builder)
+                if builder.full:
+                    yield from builder.flush()
         yield from builder.flush()
 
     def give_up(self, recording: pa.Table, units: Sequence[tuple[int, bool, list[str]]], error: AudioError) -> pa.Table:
@@ -115,12 +117,12 @@ class Decode:
         (pack,) = builder.flush()
         return pack
 
-    def _recording(self, row: dict[str, Any], builder: PackBuilder) -> Iterator[pa.Table]:
+    def _recording(self, row: dict[str, Any], copy: Copy, builder: PackBuilder) -> Iterator[pa.Table]:
         job = _Job(row, self._models, self._audio)
         messages = self._decoder.messages
         try:
             given = job.given(builder)
-            with local_copy(job.uri, query=row.get("query"), size=row.get("size"), etag=row.get("etag")) as path:
+            with copy as path:
                 decoding = self._decoder.decode(path, self._channels)
                 outside: list[int] = []
                 for unit in units_of(
