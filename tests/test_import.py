@@ -49,6 +49,12 @@ def test_the_stages_need_no_ray() -> None:
     assert "ray" not in _imported("import serpipe\nserpipe.Decode, serpipe.Predict")
 
 
+def test_the_process_that_decodes_has_codecs_and_little_else() -> None:
+    mine = _imported("import serpipe.audio.child as child\nchild._warm_up()")
+    assert mine >= {"av", "soundfile", "soxr"}
+    assert not ({*HEAVY, "fsspec", "tenacity"} - {"av"}) & mine
+
+
 def test_everything_public_is_there() -> None:
     for name in serpipe.__all__:
         assert getattr(serpipe, name).__name__ == name

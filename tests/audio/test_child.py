@@ -70,6 +70,19 @@ def test_a_child_gives_what_its_parent_would(decoder: ChildDecoder, clip: str, c
     assert outside.outcome == inside.outcome
 
 
+@pytest.mark.parametrize(("channels", "subtype"), [(1, "PCM_16"), (2, "PCM_16"), (6, "FLOAT"), (1, "PCM_24")])
+def test_what_was_given_stays_as_it_was(decoder: ChildDecoder, tmp_path: Path, channels: int, subtype: str) -> None:
+    """More blocks than the shared memory holds, wider ones too, all kept until the end."""
+    voice = np.tile(speech_like(20.0), 3)
+    frames = np.stack([np.roll(voice, 999 * channel) for channel in range(channels)], axis=1)
+    soundfile.write(tmp_path / "long.wav", frames, 16_000, subtype=subtype)
+    wanted: Channels = "split" if channels > 1 else "mix"
+    kept = list(decoder.decode(str(tmp_path / "long.wav"), wanted))
+    assert len(kept) > child.SLOTS
+    expected, _ = soundfile.read(tmp_path / "long.wav", dtype="float32", always_2d=True)
+    np.testing.assert_array_equal(np.concatenate(kept, axis=1), expected.T)
+
+
 def test_one_child_serves_many_files(decoder: ChildDecoder, clip: str, tmp_path: Path) -> None:
     assert decoder.pid is None
     assert_fine(decoder, clip)

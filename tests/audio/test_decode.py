@@ -428,3 +428,24 @@ def test_what_a_header_claims_too_much_is_not_filled_with_old_audio(real_audio: 
     tail = samples[-SECOND // 2 :]
     match = np.correlate(samples[: -SECOND // 2], tail, "valid")
     assert match.max() < 0.9 * np.dot(tail, tail)  # nothing of the end was heard before
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff"])
+def test_sixteen_bits_stay_so_until_something_is_done_with_them(tmp_path: Path, suffix: str) -> None:
+    numbers = np.random.default_rng(5).integers(-(2**15), 2**15, (100_000, 2), np.int16)
+    path = tmp_path / f"loud{suffix}"
+    soundfile.write(path, numbers, 16_000)
+    whole = {
+        channels: [
+            np.concatenate(list(blocks), axis=1)
+            for blocks in (Decoding(str(path), channels).blocks(), Decoding(str(path), channels))
+        ]
+        for channels in ("mix", "first", "split")
+    }
+    for channels, expected in (("first", numbers.T[:1]), ("split", numbers.T)):
+        stored, floats = whole[channels]
+        assert stored.dtype == np.int16
+        np.testing.assert_array_equal(stored, expected)
+        np.testing.assert_array_equal(floats, expected / np.float32(32_768))
+    for mix in whole["mix"]:
+        np.testing.assert_array_equal(mix, numbers.T.mean(axis=0, keepdims=True) / 32_768)
