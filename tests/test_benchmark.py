@@ -101,7 +101,7 @@ def test_the_command_compares_two_files(tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == rows
     refused = check(worse)
     assert refused.returncode == 1
-    assert "end-to-end/parts:hubert-large is " in refused.stderr
+    assert "20% less, more than 10%" in refused.stderr
 
 
 def check(figures: Path, *more: str) -> subprocess.CompletedProcess[str]:
