@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import serpipe
 from serpipe.cli import main
+from serpipe.engine import catalogue
 from serpipe.engine.planning import plan_ahead
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.models.registry import resolve
@@ -130,6 +131,20 @@ def test_a_run_sets_what_it_took_beside_its_forecast(tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["status", store]).output
     for what in ("wall", "audio", "segments", "quarantine", "bytes"):
         assert f"\n  {what}: forecast " in shown
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_manifest_too_large_for_one_process_leaves_no_trace_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_archive(tmp_path / "archive")
+    listed = tmp_path / "list.csv"
+    listed.write_text("uri\n" + "".join(f"{path}\n" for path in sorted((tmp_path / "archive").iterdir())))
+    monkeypatch.setattr(catalogue, "IN_PROCESS_BYTES", 0)
+    told = plan_ahead(str(listed), str(tmp_path / "store"), segmentation=SEGMENTATION, rehearse_s=1.0)
+    assert told.work.recordings == 6
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_forecast_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
