@@ -214,11 +214,10 @@ class Lease:
                 self._storage.delete(name)
 
     def _refused(self, other: Holder | None) -> StoreError:
-        who = (
-            f"run {other.run_id} on {other.host} (process {other.pid}) since {other.since}"
-            if other
-            else "runs that come and go"
-        )
+        who = "runs that come and go"
+        if other:
+            of = f" of shard {other.shard}" if other.shard else ""
+            who = f"run {other.run_id}{of} on {other.host} (process {other.pid}) since {other.since}"
         return StoreError(
             "STORE_HELD",
             f"{self._storage.root} is being written by {who}; wait for it, or end it and try again "
