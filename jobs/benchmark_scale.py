@@ -244,8 +244,8 @@ def over_nodes(most: int, folder: Path) -> dict[str, Any]:
 
 def paced(minutes: float, folder: Path) -> dict[str, Any]:
     """One long run: the pace of its last tenth over that of its second, and the driver's memory at both."""
-    # Two cores label some hundred thousand seconds of windows of short recordings in a minute.
-    manifest = _archive(folder, int(minutes * 450), seconds=20.0)
+    # Two cores label some twenty thousand seconds of this in a minute.
+    manifest = _archive(folder, int(minutes * 1000), seconds=20.0)
     with _cluster(cpus=2):
         pace = _run(manifest, folder / "store", segmentation="window:4/4")
     return pace.figures()
