@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -30,14 +29,16 @@ if TYPE_CHECKING:
 @click.option("--gpus", type=click.FloatRange(min=0), help="Of the run  [default: this machine's]")
 @click.option("--price-cpu-hour", type=click.FloatRange(min=0), metavar="PRICE", help="Of a CPU for an hour.")
 @click.option("--price-gpu-hour", type=click.FloatRange(min=0), metavar="PRICE", help="Of a GPU for an hour.")
-@click.option("--out", type=click.Path(dir_okay=False), help="Keep the forecast for `serpipe label --forecast`.")
+@click.option(
+    "--out", type=click.File("w", lazy=False, atomic=True), help="Keep the forecast for `serpipe label --forecast`."
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def plan(
     manifest: str,
     store: str,
     columns: tuple[str, ...],
     format_: str | None,
-    out: str | None,
+    out: IO[str] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -55,14 +56,14 @@ def plan(
 
     told = plan_ahead(manifest, store, format=format_, columns=roles_of(columns), **options)
     if out is not None:
-        Path(out).write_text(told.text())
+        out.write(told.text())
     if as_json:
         click.echo(told.text())
         return
     for line in lines(told):
         click.echo(line)
     if out is not None:
-        click.echo(f"forecast: {out}")
+        click.echo(f"forecast: {out.name}")
 
 
 def lines(told: Forecast) -> Iterator[str]:
@@ -75,6 +76,8 @@ def lines(told: Forecast) -> Iterator[str]:
     probed = f", headers of {work.probed:,} files read" if work.probed else ""
     yield f"left to do: {work.recordings:,} recordings, {_range(hours, '.2f')} h of audio{probed}"
     yield f"done already: {work.done:,} recordings; in quarantine now: {work.failed:,}"
+    if work.bad_rows:
+        yield f"{work.bad_rows:,} manifest rows cannot be used"
     yield f"rehearsed: {found.recordings:,} recordings, {found.audio_s / 3600:.2f} h of audio, in {found.took_s:.0f} s"
     yield f"  decode: {1 / max(found.decode.busy_s, 1e-9):,.0f} x real time an actor"
     for name, stage in found.models.items():

@@ -74,6 +74,7 @@ def test_the_command_speaks_json_and_assumes_gpus_aloud(tmp_path: Path) -> None:
         (["--pool", "nobody"], "POOL_UNKNOWN"),
         (["--segment", "window:3/6"], "SEGMENTATION_INVALID"),
         (["--column", "uri"], "COLUMN_INVALID"),
+        (["--out", "nowhere/forecast.json"], "No such file or directory"),
         (["--cpus", "0.5"], "CLUSTER_TOO_FEW_CPUS"),
     ],
 )
