@@ -1,8 +1,8 @@
 """What one would use instead, on the same audio: Transformers' pipeline and FunASR's generate.
 
 Each loads the same checkpoint from the same folder and labels the same utterances in the order they come, in float32,
-as their documentation shows it; the pipeline with the batch size that suits it best. serpipe runs in float32 and in
-what `--dtype auto` stands for after a certificate.
+as their documentation shows it, in a process of its own that no setting of serpipe reaches; the pipeline with the batch
+size that suits it best. serpipe runs in float32 and in what `--dtype auto` stands for after a certificate.
 
 The weights are random, and random heads are scaled up until they tell clips apart. That magnifies what rounding does:
 rounding the weights alone to bfloat16 moves all logits of HuBERT large together by an eighth of their spread. The
@@ -11,11 +11,15 @@ certificates here allow `DRIFT` therefore, not the 0.02 that stands for trained 
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +58,9 @@ def measure(*, quick: bool) -> list[Figure]:
         best = auto(name, device)
         arms = {"auto": best, "float32": resolve(checkpoint(name))}
         running = {dtype: labelling(model.load(device), clips, device) for dtype, model in arms.items()}
-        other = make(checkpoint(name).partition("=")[2], clips, device, (1, 4) if quick else (1, 2, 4, 8))
-        speeds = take_turns({**running, "peer": other}, rounds=rounds)
+        batch_sizes = (1, 4) if quick else (1, 2, 4, 8)
+        with apart(make, checkpoint(name).partition("=")[2], clips, device, batch_sizes) as other:
+            speeds = take_turns({**running, "peer": other}, rounds=rounds)
         found.append(figure(f"peer/{peer}", speeds["auto"], speeds["peer"]))
         found.append(figure(f"peer/{peer}:float32", speeds["float32"], speeds["peer"]))
     return found
@@ -77,6 +82,26 @@ def auto(name: str, device: str) -> ModelRef:
             write_clips(Path(folder), 60.0)
             certify(model, folder, device=device, drift=DRIFT, per_bucket=1)
     return resolve(checkpoint(name), dtype=best_dtype(model)[0])
+
+
+@contextmanager
+def apart(make: Callable[..., Callable[[], float]], *arguments: object) -> Iterator[Callable[[], float]]:
+    """What a peer measures, measured in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_settle, initargs=(make, arguments)) as pool:
+        yield lambda: pool.submit(_measured).result()
+
+
+_arms: list[Callable[[], float]] = []
+"""Of the peer whose process this is."""
+
+
+def _settle(make: Callable[..., Callable[[], float]], arguments: Sequence[object]) -> None:
+    _arms.append(make(*arguments))
+
+
+def _measured() -> float:
+    (arm,) = _arms
+    return arm()
 
 
 def pipeline(
@@ -108,6 +133,8 @@ def generate(
     """`generate` of FunASR, one utterance at a time whatever its batch size; gives seconds of audio a second."""
     from funasr import AutoModel
 
+    # It tells of every tensor, whatever its own level of logging.
+    logging.disable()
     # FunASR sets the number of threads at every call.
     threads = len(os.sched_getaffinity(0))
     model = AutoModel(
