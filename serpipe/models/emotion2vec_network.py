@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths, valid
-from serpipe.models.packed import Norm, PackedConvolution, PackedFrontEnd, layer_norm, pack_linears, packable
+from serpipe.models.packed import Norm, PackedConvolution, PackedFrontEnd, attend, layer_norm, pack_linears, packable
 
 
 class Emotion2vecAdapter:
@@ -242,6 +242,6 @@ class BiasedAttention(nn.Module):
         """
         count, size, width = hidden.shape
         query, key, value = self.qkv(hidden).view(count, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=alibi_bias)
+        mixed = attend(query, key, value, alibi_bias)
         result: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, size, width))
         return result
