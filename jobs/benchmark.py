@@ -23,8 +23,8 @@ from benchmarks.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PARTS = ("decode", "models", "peers", "pipeline", "resources")
-"""Modules of `benchmarks`, in the order they run."""
+PARTS = ("decode", "models", "peers", "pipeline:embedded", "pipeline:hubert-large", "resources")
+"""Modules of `benchmarks`, in the order they run; behind a colon what they are to measure alone."""
 
 REFERENCE = ROOT / "infra" / "benchmark.json"
 
@@ -84,8 +84,9 @@ def measured(parts: tuple[str, ...], *, quick: bool) -> dict[str, list[Figure]]:
     taken = {}
     for part in parts:
         print(f"measuring {part} …", file=sys.stderr, flush=True)
-        measure: Callable[..., list[Figure]] = import_module(f"benchmarks.{part}").measure
-        taken[part] = measure(quick=quick)
+        module, _, only = part.partition(":")
+        measure: Callable[..., list[Figure]] = import_module(f"benchmarks.{module}").measure
+        taken[part] = measure(quick=quick, only=only) if only else measure(quick=quick)
     return taken
 
 
