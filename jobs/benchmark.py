@@ -63,7 +63,7 @@ def main(
         taken |= measured(parts or PARTS, quick=quick)
     else:
         taken |= {"figures": [Figure(**row) for row in json.loads(figures.read_text())]}
-    found = reference.now(taken, quick=quick)
+    found = reference.now({part: taken[part] for part in (*PARTS, "figures") if part in taken}, quick=quick)
     rows = list(found.figures.values())
     show(found, rows, price_core_hour=price_core_hour, price_gpu_hour=price_gpu_hour)
     if out is not None:
