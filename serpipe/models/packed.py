@@ -129,17 +129,23 @@ class PackedFrontEnd(nn.Module):
         return F.gelu(hidden if norm is None else norm(hidden, lengths))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Attention with a bias on its scores, by the fastest means.
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention by the fastest means.
 
     Args:
-        query: (n, heads, size, width), as are `key` and `value`.
-        bias: (1 or n, heads, size, size).
+        query: (n, heads, size, width).
+        key: the same.
+        value: the same.
+        bias: what is added to the scores, or which keys count (bool); it broadcasts to (n, heads, size, size).
     """
     if query.device.type != "cpu" or query.dtype is not torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     # PyTorch's fused kernel for CPUs is no faster in bfloat16 than in float32; two products are, by two fifths.
-    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)).add_(bias)
+    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+    if bias is not None and bias.dtype is torch.bool:
+        scores.masked_fill_(~bias, -torch.inf)
+    elif bias is not None:
+        scores.add_(bias)
     return torch.matmul(scores.softmax(-1), value)
 
 

@@ -26,6 +26,7 @@ from serpipe.models.packed import (
     Norm,
     PackedConvolution,
     PackedFrontEnd,
+    attend,
     exact_gelu,
     layer_norm,
     pack_linears,
@@ -118,7 +119,22 @@ def pack(encoder: nn.Module) -> None:
     positional = parts.encoder.pos_conv_embed
     if exact_gelu(positional.activation):
         parts.encoder.pos_conv_embed = PackedConvolution(positional.conv, gelu=True)
+    for layer in parts.encoder.layers:
+        if not isinstance(layer.attention, WavLMAttention):
+            layer.attention.config._attn_implementation = _ATTENTION
     pack_linears(encoder)
+
+
+def _attend(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_others: Any
+) -> tuple[Tensor, None]:
+    return attend(query, key, value, mask).transpose(1, 2), None
+
+
+_ATTENTION = "serpipe"
+"""What Transformers' layers call their attention by, where they are packed."""
+
+transformers.AttentionInterface.register(_ATTENTION, _attend)
 
 
 def encode(encoder: Encoder, waveforms: Tensor, lengths: Tensor, *, layer_weights: Tensor | None = None) -> Encoded:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+from serpipe.models.packed import attend
 
 
 class FusedWavLMAttention(WavLMAttention):
@@ -52,11 +53,11 @@ class FusedWavLMAttention(WavLMAttention):
         def split(values: Tensor) -> Tensor:
             return values.view(rows, frames, self.num_heads, self.head_dim).transpose(1, 2)
 
-        attended = scaled_dot_product_attention(
+        attended = attend(
             split(self.q_proj(hidden_states)),
             split(self.k_proj(hidden_states)),
             split(self.v_proj(hidden_states)),
-            attn_mask=bias,
+            bias,
         )
         joined = attended.transpose(1, 2).reshape(rows, frames, self.embed_dim)
         return self.out_proj(joined), None, position_bias

@@ -13,7 +13,15 @@ from torch import nn
 
 from serpipe.models import batching, emotion2vec_network, exhubert_network, transformers_encoder
 from serpipe.models.lanes import Lanes
-from serpipe.models.packed import PackedConvolution, PackedFrontEnd, PackedLinear, exact_gelu, layer_norm, packable
+from serpipe.models.packed import (
+    PackedConvolution,
+    PackedFrontEnd,
+    PackedLinear,
+    attend,
+    exact_gelu,
+    layer_norm,
+    packable,
+)
 from serpipe.models.registry import resolve
 from serpipe.testing import make_checkpoint
 
@@ -101,6 +109,19 @@ def test_a_positional_convolution_is_cropped_to_its_input(kernel: int) -> None:
         values = torch.randn(2, places, 32)
         expected = nn.functional.gelu(plain(values.transpose(1, 2))[:, :, :places]).transpose(1, 2)
         torch.testing.assert_close(PackedConvolution(plain, gelu=True)(values), expected, atol=1e-5, rtol=0.0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["none", "bias", "keys"])
+def test_attention_in_bfloat16_is_that_of_the_fused_kernel(kind: str) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 17, 8) for _ in range(3))
+    bias = {"none": None, "bias": torch.randn(1, 3, 17, 17), "keys": torch.rand(2, 1, 1, 17) > 0.3}[kind]
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    torch.testing.assert_close(attend(query, key, value, bias), expected)
+    half = bias.bfloat16() if kind == "bias" and bias is not None else bias
+    found = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), half)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.0)
 
 
 def test_only_the_exact_gelu_is_folded_into_a_map() -> None:
