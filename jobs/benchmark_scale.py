@@ -221,7 +221,11 @@ def labelled(count: int, folder: Path) -> dict[str, Any]:
 
 
 def over_nodes(most: int, folder: Path) -> dict[str, Any]:
-    """Label the same files on local clusters of one node, two, and so on."""
+    """Label the same files on local clusters of one node, two, and so on.
+
+    The nodes share this machine's cores, and a CPU is but a number to Ray: where the processes of one node fill them,
+    a second one adds nothing.
+    """
     import ray
     from ray.cluster_utils import Cluster
 
