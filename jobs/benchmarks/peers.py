@@ -44,11 +44,11 @@ def measure(*, quick: bool) -> list[Figure]:
     """Hold serpipe against each peer, at `--dtype auto` and, as `:float32`, in the format of the peer.
 
     Args:
-        quick: three rounds of half a minute of audio, the pipeline in two batch sizes; five of two minutes otherwise.
+        quick: three rounds of twenty seconds of audio, the pipeline in two batch sizes; five of two minutes otherwise.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     begin(device)
-    clips = spoken((30.0 if quick else 120.0) * (20 if device == "cuda" else 1))
+    clips = spoken((20.0 if quick else 120.0) * (20 if device == "cuda" else 1))
     rounds = 3 if quick else 5
     found = []
     for name, peer, make in (
@@ -79,7 +79,7 @@ def auto(name: str, device: str) -> ModelRef:
     model = resolve(checkpoint(name))
     if "no certificate" in best_dtype(model)[1]:
         with tempfile.TemporaryDirectory() as folder:
-            write_clips(Path(folder), 60.0)
+            write_clips(Path(folder), 30.0)
             certify(model, folder, device=device, drift=DRIFT, per_bucket=1)
     return resolve(checkpoint(name), dtype=best_dtype(model)[0])
 

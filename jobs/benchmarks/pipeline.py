@@ -78,7 +78,7 @@ def work_of(name: str, *, quick: bool) -> Work:
         dtype=auto(HUBERT, "cuda" if torch.cuda.is_available() else "cpu").dtype,
         segmentation="whole",
         write=material.write_clips,
-        seconds=40.0 if quick else 180.0,
+        seconds=30.0 if quick else 180.0,
         pack_s=20.0,
     )
 
