@@ -129,7 +129,9 @@ class Lease:
         else:
             raise self._refused(None)
         self._clear()
-        if any(other.state != "released" for other in rivals.values()):
+        # Also for one that another shard has taken over from, perhaps just now. Shards leave a dead claim of the whole
+        # store where it is, so each of their runs waits until one of the whole store has cleared it.
+        if any(other.state != "released" and self._me.conflicts(other) for other in found.values()):
             time.sleep(GRACE_S)
         self._beat.start()
         return self

@@ -207,6 +207,27 @@ def test_a_taken_store_is_not_touched_before_the_dead_holders_workers_are_done(
     assert 0.25 not in waits
 
 
+@pytest.mark.parametrize("dead", ["", "0/2"])
+def test_every_shard_waits_for_the_dead_holders_workers(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, dead: str
+) -> None:
+    """The first shard's claim takes the whole store's away; the second finds only one that it may stand beside."""
+    waits: list[float] = []
+    monkeypatch.setattr(lease, "GRACE_S", 0.25)
+    monkeypatch.setattr(lease.time, "sleep", waits.append)
+    _hold(storage, silent_s=lease.LIFETIME_S + 1, shard=dead)
+    with Lease(storage, "R1", shard=Shard(0, 2)):
+        assert waits.count(0.25) == 1
+        with Lease(storage, "R2", shard=Shard(1, 2)) as second:
+            second.check()
+            assert waits.count(0.25) == (1 if dead else 2)
+    with Lease(storage, "R3"):
+        pass
+    waits.clear()
+    with Lease(storage, "R4", shard=Shard(1, 2)):
+        assert 0.25 not in waits
+
+
 def test_a_worker_that_outlived_its_run_is_told(storage: Storage) -> None:
     with Lease(storage, "R1"):
         lease.check(storage, "R1")
