@@ -82,7 +82,7 @@ def make_plan(
     plan = plans.Writer(storage, run)
     found_s = 0.0
     for left in _gathered(whole.left(parts)):
-        failures = _attempts(storage) if failures is None else failures
+        failures = _failures(storage) if failures is None else failures
         left = _ordered(left, by_length=by_length)
         found_s += float(pc.sum(left["work_s"]).as_py())
         # What the parts that were read hold, the others will: a part is a share of the recordings by hash.
@@ -248,8 +248,13 @@ def _with_history(storage: Storage, left: pa.Table, failures: Mapping[bytes, int
     return rows.select(plans.WORK.names).cast(plans.WORK)
 
 
+def _failures(storage: Storage) -> dict[bytes, int]:
+    """Attempts so far by recording."""
+    # A run of another shard takes away what an interrupted one left there.
+    return streaming.afresh(lambda: _attempts(storage))
+
+
 def _attempts(storage: Storage) -> dict[bytes, int]:
-    """Failures so far by recording."""
     most = _ATTEMPTS.empty_table()
     for log in streaming.joined(storage, storage.list("quarantine/"), schemas.QUARANTINE, _ATTEMPTS.names):
         every = pa.concat_tables([most, log.cast(_ATTEMPTS)])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import serpipe
 from serpipe import plan
+from serpipe.engine import settle
 from serpipe.manifest.schemas import RECORDINGS
 from serpipe.store import commit, layout, parquet, plans, schemas, streaming
 from serpipe.store.rows import RunFacts, quarantine_rows
@@ -227,6 +228,41 @@ def test_attempts_are_the_most_that_were_logged(tmp_path: Path) -> None:
         NAMES[1]: 0,
         NAMES[2]: 1,
     }
+
+
+class Tidied(Storage):
+    """Another shard's run takes away what an interrupted one left, as soon as it was listed."""
+
+    def list(self, prefix: str) -> list[str]:
+        names = super().list(prefix)
+        for name in names:
+            if "/R0-" in name:
+                self.delete(name)
+        return names
+
+
+def test_what_is_taken_away_while_failures_are_read_is_no_failure(tmp_path: Path) -> None:
+    storage = Tidied(str(tmp_path))
+    facts = RunFacts(run_id="R1", audio=AUDIO, models={"m": "f1"})
+    rows = pa.table(
+        {
+            "recording_id": pa.array(NAMES[:1], schemas.ID),
+            "stage": ["read"],
+            "code": ["RECORDING_GONE"],
+            "message": ["gone"],
+            "transient": [False],
+            "attempt": pa.array([2], pa.int32()),
+        }
+    )
+    logged = quarantine_rows(rows, facts)
+    for attempt in ("R0-0", "R1-0"):
+        parquet.write(storage, layout.quarantine(attempt), logged, schemas.QUARANTINE, {})
+    _make(storage, recordings_of([0]))
+    assert pq.read_table(storage.path(layout.plan("R2")))["attempts"].to_pylist() == [2]
+    parquet.write(storage, layout.quarantine("R0-0"), logged, schemas.QUARANTINE, {})
+    mine = pa.table({"recording_id": rows["recording_id"], "status": ["failed"]})
+    reasons = settle._reasons(storage, schemas.QUARANTINE.empty_table(), mine)
+    assert reasons["code"].to_pylist() == ["RECORDING_GONE"]
 
 
 def _make(storage: Storage, *parts: pa.Table, by_length: bool = False, decoders: int = 1) -> plan.Plan:

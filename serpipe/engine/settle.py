@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe import plan
-from serpipe.store import layout, ledger, parquet, schemas
+from serpipe.store import layout, ledger, parquet, schemas, streaming
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
 
@@ -78,7 +78,10 @@ def _reasons(storage: Storage, log: pa.Table, mine: pa.Table) -> pa.Table:
     unlogged = failed.filter(pc.invert(_among(failed, log["recording_id"])))
     if len(unlogged):
         # An earlier run, or another model of it, failed on the same unit; the log has it once.
-        whole = parquet.read(storage, storage.list("quarantine/"), schemas.QUARANTINE, [*keys, "segment_id"])
+        # A run of another shard takes away what an interrupted one left there.
+        whole = streaming.afresh(
+            lambda: parquet.read(storage, storage.list("quarantine/"), schemas.QUARANTINE, [*keys, "segment_id"])
+        )
         whole = whole.filter(pc.is_null(whole["segment_id"])).select(keys)
         log = pa.concat_tables([log, whole.filter(_among(whole["recording_id"], unlogged))])
     return log.group_by(keys).aggregate([])

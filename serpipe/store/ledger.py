@@ -64,11 +64,8 @@ def load(storage: Storage, *, columns: Sequence[str] | None = None, run: str | N
     """
     wanted = schemas.LEDGER.names if columns is None else list(columns)
     empty = pa.schema([schemas.LEDGER.field(name) for name in wanted]).empty_table()
-    try:
-        return pa.concat_tables([empty, *batches(storage, columns=wanted, run=run)])
-    except FileNotFoundError:
-        # A compaction took a part away between the listing and the reading.
-        return pa.concat_tables([empty, *batches(storage, columns=wanted, run=run)])
+    # A compaction may take a part away between the listing and the reading.
+    return streaming.afresh(lambda: pa.concat_tables([empty, *batches(storage, columns=wanted, run=run)]))
 
 
 def batches(storage: Storage, *, columns: Sequence[str] | None = None, run: str | None = None) -> Iterator[pa.Table]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,27 @@ JOINED_ROWS = 250_000
 """Small objects are joined to tables of so many rows: enough to outweigh what a table costs."""
 
 _LOCAL_AT_ONCE = 2
+
+_LISTINGS = 5
+
+_T = TypeVar("_T")
+
+
+def afresh(read: Callable[[], _T]) -> _T:
+    """List objects and read them, again from the start where one was taken away in between.
+
+    Args:
+        read: does both.
+
+    Raises:
+        FileNotFoundError: that was so each of several times.
+    """
+    for _ in range(_LISTINGS - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
 
 
 def each(
