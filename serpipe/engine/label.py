@@ -204,7 +204,7 @@ def label(
         record = runs.Run(
             run_id=run_id,
             started=runs.now(),
-            shard=shard or "",
+            shard="" if share is None else str(share),
             manifest=found.location,
             audio=audio,
             models=fingerprints,
@@ -291,9 +291,14 @@ def _passport(storage: Storage, model: ModelRef) -> str:
     """Hash of a model's passport; a model that this store has not seen is loaded and looked at first."""
     name = request.passport(model)
     if not storage.exists(name):
-        # Of two shards that look at a model at the same time, the first one's word stays.
-        keep = storage.create if storage.exclusive else storage.put
-        keep(name, issue(model).text().encode())
+        text = issue(model).text().encode()
+        # Of two shards that look at a model at the same time, the first one's word stays, for its labels name the hash.
+        if storage.exclusive:
+            storage.create(name, text)
+        elif not storage.exists(name):
+            # Two that put it in the same moment may both count as first here: where their measurements differ, `verify`
+            # misses the passport of one. Nothing in such a store could tell which.
+            storage.put(name, text)
     return hashlib.sha256(storage.get(name)).hexdigest()
 
 
