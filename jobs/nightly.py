@@ -19,6 +19,7 @@ from serpipe.cli import main
 from serpipe.cli.exits import EXIT_BROKEN, EXIT_QUARANTINE, EXIT_USAGE
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.ids import canonical_uri
+from serpipe.shard import Shard
 from serpipe.store import runs
 from serpipe.store.storage import Storage
 
@@ -60,13 +61,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def share_in_quarantine(store: str, manifest: str) -> float:
-    """Recordings in quarantine, of all that the newest run on a manifest had to do; 0 where there was none."""
+def share_in_quarantine(store: str, manifest: str, shard: str | None = None) -> float:
+    """Recordings in quarantine, of all that the newest run on a manifest or a shard of it had to do; 0 without one."""
     location, _ = canonical_uri(manifest)
+    asked = str(Shard.parse(shard)) if shard else ""
     mine = [
         record
         for record in runs.load(Storage(store))
-        if record.state == "finished" and record.manifest == location and record.result.get("elapsed_s")
+        if record.state == "finished"
+        and (record.manifest, record.shard) == (location, asked)
+        and record.result.get("elapsed_s")
     ]
     newest = mine[-1].result if mine else {}
     return float(newest.get("failed", 0) / newest["recordings"]) if newest.get("recordings") else 0.0
@@ -93,6 +97,7 @@ def report(store: str) -> int:
 @click.argument("store")
 @click.option("--date", "night", type=click.DateTime(["%Y-%m-%d"]), help="The night  [default: today]")
 @click.option("--max-failed", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="As of label.")
+@click.option("--shard", metavar="INDEX/COUNT", help="As of label.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def nightly(
@@ -101,6 +106,7 @@ def nightly(
     store: str,
     night: datetime | None,
     max_failed: float,
+    shard: str | None,
     options: tuple[str, ...],
 ) -> None:
     """Label one night's MANIFEST into STORE and write the report."""
@@ -109,10 +115,11 @@ def nightly(
     except SerpipeError as error:
         click.echo(f"serpipe: {error}", err=True)
         context.exit(EXIT_USAGE)
-    code = run(["label", manifest, store, "--max-failed", str(max_failed), *options])
+    share = [] if shard is None else ["--shard", shard]
+    code = run(["label", manifest, store, "--max-failed", str(max_failed), *share, *options])
     if code not in (0, EXIT_QUARANTINE):
         context.exit(code)
-    if code == 0 and share_in_quarantine(store, manifest) > max_failed:
+    if code == 0 and share_in_quarantine(store, manifest, shard) > max_failed:
         code = EXIT_QUARANTINE
     reported = report(store)
     context.exit(code or reported)
