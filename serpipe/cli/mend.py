@@ -15,7 +15,8 @@ from serpipe.cli.exits import EXIT_BROKEN
 def verify(store: str) -> None:
     """Read every file of STORE and compare it with its footer and the ledger; exit 1 where something is wrong.
 
-    One line for each finding. What can be made again is marked, and the next `serpipe label` makes it.
+    One line for each finding. What can be made again is marked, and the next `serpipe label`
+    without --shard makes it.
 
     \b
     Example:
@@ -33,7 +34,7 @@ def verify(store: str) -> None:
     )
     if found.findings:
         if any(finding.remedy != "none" for finding in found.findings):
-            click.echo("the next `serpipe label` into this store mends what is marked")
+            click.echo("the next `serpipe label` into this store without --shard mends what is marked")
         sys.exit(EXIT_BROKEN)
 
 

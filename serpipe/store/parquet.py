@@ -82,7 +82,7 @@ def damage_told(storage: Storage) -> Iterator[None]:
         raise StoreError(
             "STORE_DAMAGED",
             f"a file of {storage.shown} cannot be read ({said}); `serpipe verify {storage.shown}` finds what is "
-            "damaged, and the next `serpipe label` makes it again",
+            "damaged, and the next `serpipe label` without --shard makes it again",
         ) from None
 
 

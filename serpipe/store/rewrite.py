@@ -123,7 +123,7 @@ def _look_first(storage: Storage, going: pa.Table, files: Sequence[str]) -> None
             raise StoreError(
                 "STORE_DAMAGED",
                 f"{storage.path(name)}: {why}; nothing was changed. `serpipe verify {storage.shown}` marks the damage, "
-                "the next `serpipe label` mends it; then do this again",
+                "the next `serpipe label` without --shard mends it; then do this again",
             )
 
 

@@ -45,7 +45,7 @@ class Verified:
 
 
 def verify(storage: Storage) -> Verified:
-    """Look at every file of a store, and mark what is damaged, so that the next run mends it.
+    """Look at every file of a store, and mark what is damaged, so that the next run of the whole store mends it.
 
     Needs no lease: what a run that is under way has not yet committed is not judged.
 
