@@ -158,6 +158,8 @@ def batches(left: Left, sizes: Lengths, *, seconds: float, by_length: bool) -> I
     queues = {}
     for ending in left.kinds:
         mine = left.rows.filter(pc.equal(left.rows["ending"], ending))
+        if not mine.num_rows:
+            continue  # Too few of it are left for any to be drawn.
         work = mine["work_s"].to_numpy() * np.where(mine["claimed_s"].is_valid(), 1.0, sizes.factors[ending])
         if by_length:
             order = np.argsort(-work, kind="stable")

@@ -52,6 +52,20 @@ def test_a_sample_of_many_rows_is_drawn_evenly() -> None:
     assert 0.15 < np.mean([uri.endswith("opus") for uri in left.rows["uri"].to_pylist()]) < 0.35
 
 
+def test_an_ending_of_which_nothing_was_drawn_is_left_out() -> None:
+    rows = [{"uri": f"/a/{i}.{'wav' if i else 'opus'}", "claimed_s": 1.0} for i in range(300)]
+    left = next(
+        left
+        for seed in range(99)
+        if "opus" not in (left := sample.gather([task(rows)], seed=seed, most=20)).rows["ending"].to_pylist()
+    )
+    assert set(left.kinds) == {"wav", "opus"}
+    sizes = sample.lengths(left, seconds=1.0, seed=0)
+    batches = list(sample.batches(left, sizes, seconds=5.0, by_length=True))
+    assert {kind for kind, _ in batches} == {"wav"}
+    assert sum(rows.num_rows for _, rows in batches) == 20
+
+
 @pytest.mark.parametrize("by_length", [False, True])
 def test_every_beginning_of_the_batches_stands_for_the_whole(by_length: bool) -> None:
     random = np.random.default_rng(0)
