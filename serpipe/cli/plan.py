@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,14 @@ from serpipe.cli.asked import asked, roles_of
 
 if TYPE_CHECKING:
     from serpipe.forecast import Forecast, Range
+
+
+def _keepable(_context: click.Context, _option: click.Parameter, path: str | None) -> str | None:
+    """Refuse where no file can be kept before the rehearsal, not after it."""
+    folder = os.path.dirname(os.path.realpath(path)) if path is not None else None
+    if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"no file can be written to {folder}; make that folder, or name another one")
+    return path
 
 
 @click.command()
@@ -30,7 +40,10 @@ if TYPE_CHECKING:
 @click.option("--price-cpu-hour", type=click.FloatRange(min=0), metavar="PRICE", help="Of a CPU for an hour.")
 @click.option("--price-gpu-hour", type=click.FloatRange(min=0), metavar="PRICE", help="Of a GPU for an hour.")
 @click.option(
-    "--out", type=click.File("w", lazy=False, atomic=True), help="Keep the forecast for `serpipe label --forecast`."
+    "--out",
+    type=click.Path(dir_okay=False),
+    callback=_keepable,
+    help="Keep the forecast for `serpipe label --forecast`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def plan(
@@ -38,7 +51,7 @@ def plan(
     store: str,
     columns: tuple[str, ...],
     format_: str | None,
-    out: IO[str] | None,
+    out: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -56,14 +69,27 @@ def plan(
 
     told = plan_ahead(manifest, store, format=format_, columns=roles_of(columns), **options)
     if out is not None:
-        out.write(told.text())
+        _keep(told.text(), out)
     if as_json:
         click.echo(told.text())
         return
     for line in lines(told):
         click.echo(line)
     if out is not None:
-        click.echo(f"forecast: {out.name}")
+        click.echo(f"forecast: {out}")
+
+
+def _keep(text: str, path: str) -> None:
+    """Write a file whole: a run that fails before or in it leaves the old one."""
+    path = os.path.realpath(path)
+    beside = f"{path}.{os.getpid()}"
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(beside, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
 
 
 def lines(told: Forecast) -> Iterator[str]:

@@ -74,7 +74,7 @@ def test_the_command_speaks_json_and_assumes_gpus_aloud(tmp_path: Path) -> None:
         (["--pool", "nobody"], "POOL_UNKNOWN"),
         (["--segment", "window:3/6"], "SEGMENTATION_INVALID"),
         (["--column", "uri"], "COLUMN_INVALID"),
-        (["--out", "nowhere/forecast.json"], "No such file or directory"),
+        (["--out", "nowhere/forecast.json"], "no file can be written to"),
         (["--cpus", "0.5"], "CLUSTER_TOO_FEW_CPUS"),
     ],
 )
@@ -84,6 +84,16 @@ def test_a_request_without_sense_is_refused_as_by_label(tmp_path: Path, options:
     assert done.exit_code == 2
     assert code in done.stderr
     assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_that_fails_leaves_the_forecast_that_was_kept(tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive")
+    kept = tmp_path / "kept" / "forecast.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    words = ["plan", str(tmp_path / "archive"), str(tmp_path / "store"), "--model", "embeded", "--out", str(kept)]
+    assert CliRunner().invoke(main, words).exit_code == 2
+    assert {path.name: path.read_text() for path in kept.parent.iterdir()} == {"forecast.json": "{}"}
 
 
 @pytest.mark.slow
