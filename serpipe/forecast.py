@@ -129,6 +129,7 @@ class Rehearsal:
         models: each model's stage, by name.
         written: what comes of it in the store.
         segments: for a second of audio.
+        heard: seconds of them for a second of audio.
         start_s: seconds until every worker was ready, models loaded.
         load_s: seconds until the first model worker was ready.
     """
@@ -142,6 +143,7 @@ class Rehearsal:
     models: Mapping[str, Stage]
     written: Written
     segments: Range
+    heard: float
     start_s: float
     load_s: float
 
@@ -234,18 +236,19 @@ def share(count: int, of: int) -> Range:
     return Range(p, max(middle - half, 0.0), min(middle + half, 1.0))
 
 
-def assumed(parameters: int, dtype: str) -> Stage:
+def assumed(parameters: int, dtype: str, heard: float) -> Stage:
     """A GPU's stage for a model that no GPU was there to rehearse, by its arithmetic alone.
 
     Args:
         parameters: weights of the model.
         dtype: number format.
+        heard: seconds of segments in a second of audio.
 
     Examples:
-        >>> round(1 / assumed(316_000_000, "bfloat16").busy_s)
+        >>> round(1 / assumed(316_000_000, "bfloat16", heard=1.0).busy_s)
         4132
     """
-    seconds = (STEM_FLOP + FRAMES_FLOP * parameters) / ASSUMED_FLOPS[dtype]
+    seconds = heard * (STEM_FLOP + FRAMES_FLOP * parameters) / ASSUMED_FLOPS[dtype]
     return Stage(busy_s=seconds, cpu_s=seconds, where="assumed")
 
 

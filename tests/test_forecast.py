@@ -44,6 +44,7 @@ def rehearsals(draw: st.DrawFn) -> Rehearsal:
         models={"a": first, "b": second},
         written=Written(cpu_s=draw(RATES), commits=0.0, bytes={"predictions": 10.0}, commit_bytes={"predictions": 0.0}),
         segments=Range(0.2, 0.1, 0.3),
+        heard=1.0,
         start_s=draw(st.floats(0.0, 60.0)),
         load_s=1.0,
     )
@@ -110,6 +111,7 @@ def test_what_was_rehearsed_whole_is_certain() -> None:
         models={"a": Stage(busy_s=0.1, cpu_s=0.1), "b": Stage(busy_s=0.1, cpu_s=0.1)},
         written=Written(cpu_s=0.0, commits=0.0, bytes={}, commit_bytes={}),
         segments=Range(0.2, 0.1, 0.3),
+        heard=1.0,
         start_s=1.0,
         load_s=1.0,
     )
@@ -117,6 +119,11 @@ def test_what_was_rehearsed_whole_is_certain() -> None:
     one = told(whole, found, Cluster(cpus=2, gpus=1))
     assert one.segments == Range(20.0, 20.0, 20.0)
     assert (one.quarantined.low, one.quarantined.high) == (1.0, 1.0)
+
+
+def test_what_a_gpu_is_assumed_to_take_is_for_what_it_hears() -> None:
+    one, three = (forecasts.assumed(95_000_000, "float32", heard) for heard in (1.0, 3.0))
+    assert (three.busy_s, three.cpu_s) == pytest.approx((3 * one.busy_s, 3 * one.cpu_s))
 
 
 def test_a_forecast_is_read_as_it_was_written(tmp_path: Path) -> None:

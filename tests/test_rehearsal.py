@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 
-from serpipe.rehearsal import summary
+from serpipe.errors import SerpipeError
+from serpipe.rehearsal import _ended, decoding, labelling, summary
 from serpipe.rehearsal.company import Decoded, Labelled, Pace
 
 
@@ -39,3 +47,57 @@ def test_bytes_are_of_rows_and_of_commits() -> None:
     assert found.cpu_s == pytest.approx(0.01)
     assert found.of(400.0) == pytest.approx({"t": 2000 + 300})
     assert found.of(1000.0) == pytest.approx({"t": 5000 + 3 * 300})
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_model_process_that_ends_before_its_queue_is_empty_is_an_error(dies: bool) -> None:
+    context = multiprocessing.get_context("spawn")
+    packs, told = context.Queue(maxsize=1), context.Queue()
+    packs.put("a pack that nobody takes")
+    worker = context.Process(target=os._exit, args=(9 if dies else 0,))
+    worker.start()
+    worker.join()
+    if not dies:
+        told.put(("failed", MemoryError("no room")))
+    with pytest.raises(SerpipeError, match="died" if dies else "no room"):
+        _ended(packs, told, [worker], actors=1)
+    packs.cancel_join_thread()
+
+
+def test_what_models_did_is_heard_while_others_still_work() -> None:
+    context = multiprocessing.get_context("spawn")
+    packs, told = context.Queue(maxsize=1), context.Queue()
+    packs.put("a pack that is taken late")
+    told.put(("labelled", Labelled(row_bytes=1)))
+    while told.empty():
+        time.sleep(0.01)
+
+    def late() -> None:
+        while not told.empty():
+            time.sleep(0.05)
+        while packs.get() is not None:
+            pass
+        packs.get()
+        told.put(("labelled", Labelled(row_bytes=2)))
+
+    other = threading.Thread(target=late)
+    other.start()
+    assert [done.row_bytes for done in _ended(packs, told, [], actors=2)] == [1, 2]
+    other.join()
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1"]), ("5,GPU-7f", ["5", "GPU-7f"])])
+def test_a_model_process_takes_a_gpu_that_is_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpus: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [labelling._gpu(place) for place in (0, 1)] == gpus
+
+
+def test_what_a_child_that_ended_took_is_counted() -> None:
+    before_s = decoding._cpu_s()
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(time.process_time())"
+    took_s = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert decoding._cpu_s() - before_s >= 0.9 * took_s

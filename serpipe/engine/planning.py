@@ -231,7 +231,7 @@ def _rehearsed(
     )
     if cluster.gpus < 1 or gpus >= 1:
         return found, []
-    assumed = {model.name: forecast.assumed(model.spec.parameters, model.dtype) for model in references}
+    assumed = {model.name: forecast.assumed(model.spec.parameters, model.dtype, found.heard) for model in references}
     note = (
         "no GPU on this machine: GPU-hours, and what follows from them, are assumed from the models' arithmetic, not "
         "rehearsed; plan on a node with a GPU"
@@ -252,9 +252,11 @@ def _here() -> forecast.Cluster:
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
     from ray._private.utils import get_num_cpus
 
-    return forecast.Cluster(
-        cpus=float(get_num_cpus()), gpus=float(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
-    )
+    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
+    if visible is not None:
+        gpus = min(gpus, len(visible))
+    return forecast.Cluster(cpus=float(get_num_cpus()), gpus=float(gpus))
 
 
 def _tasks(storage: Storage, run: str, todo: plan.Plan) -> Iterator[pa.Table]:

@@ -65,9 +65,7 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         clock.until.value = started + seconds
         clock.go.set()
         decoded = [_next(told, workers, seconds + _READY_S)[1:] for _ in range(company.decoders)]
-        for _ in range(company.actors):
-            packs.put(None)
-        labelled: list[Labelled] = [_next(told, workers, _READY_S)[1] for _ in range(company.actors)]
+        labelled = _ended(packs, told, workers, company.actors)
     finally:
         for worker in workers:
             if worker.pid is not None:
@@ -92,6 +90,7 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         },
         written=summary.written(labelled, heard, bundle_bytes=company.bundle_bytes),
         segments=summary.segments_of(done, shares),
+        heard=heard,
         start_s=started - began,
         load_s=min((at - began for kind, at in ready if kind == "labeller"), default=0.0),
     )
@@ -104,22 +103,44 @@ def _work(parent: int, job: Callable[..., None], *arguments: Any) -> None:
     job(*arguments)
 
 
+def _ended(packs: Any, told: Any, workers: Sequence[Any], actors: int) -> list[Labelled]:
+    """Tell model processes that no more packs come, and hear what they did."""
+    until = time.monotonic() + _READY_S
+    owed, words = actors, []
+    while owed and time.monotonic() < until:
+        try:
+            packs.put(None, timeout=1.0)
+            owed -= 1
+        except queue.Full:
+            # A process that failed makes no room.
+            if (word := _word(told, workers, 0.0)) is not None:
+                words.append(word)
+    words += [_next(told, workers, _READY_S) for _ in range(actors - len(words))]
+    return [done for _, done in words]
+
+
 def _next(told: Any, workers: Sequence[Any], seconds: float) -> Any:
     """The next word of a worker; a worker that died or failed is an error."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        try:
-            word = told.get(timeout=1.0)
-        except queue.Empty:
-            if any(worker.exitcode not in (None, 0) for worker in workers):
-                raise _failed("one of its processes died; this machine may be short of memory") from None
-            continue
-        if word[0] != "failed":
+        if (word := _word(told, workers, 1.0)) is not None:
             return word
-        if isinstance(word[1], SerpipeError):
-            raise word[1]
-        raise _failed(f"{type(word[1]).__name__}: {word[1]}") from word[1]
     raise _failed("its processes do not answer; this machine may be overloaded")
+
+
+def _word(told: Any, workers: Sequence[Any], seconds: float) -> Any:
+    """The next word of a worker, None where none comes in time; a worker that died or failed is an error."""
+    try:
+        word = told.get(timeout=seconds)
+    except queue.Empty:
+        if any(worker.exitcode not in (None, 0) for worker in workers):
+            raise _failed("one of its processes died; this machine may be short of memory") from None
+        return None
+    if word[0] != "failed":
+        return word
+    if isinstance(word[1], SerpipeError):
+        raise word[1]
+    raise _failed(f"{type(word[1]).__name__}: {word[1]}") from word[1]
 
 
 def _failed(why: str) -> SerpipeError:

@@ -146,8 +146,9 @@ def _decoded(decode: Decode, rows: pa.Table, batch: Decoded) -> Iterator[pa.Tabl
 
 
 def _cpu_s() -> float:
-    """Core-seconds of this process and of its children so far."""
-    total = time.process_time()
+    """Core-seconds of this process and of its children so far, ended ones too."""
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
     ticks = os.sysconf("SC_CLK_TCK")
     for about in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -29,7 +29,7 @@ def work(place: int, company: Company, clock: Clock, packs: Any, told: Any) -> N
     """Label packs until the queue ends; tell `labeller` when ready, and `labelled` at the end.
 
     Args:
-        place: which GPU is this process's own, where there are any.
+        place: which of the visible GPUs is this process's own, where there are any.
         company: the workers.
         clock: when to begin and to end.
         packs: queue from the decoders; None ends it.
@@ -37,7 +37,7 @@ def work(place: int, company: Company, clock: Clock, packs: Any, told: Any) -> N
     """
     try:
         if company.gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
+            os.environ["CUDA_VISIBLE_DEVICES"] = _gpu(place)
         stages = _loaded(company)
         told.put(("labeller", time.monotonic()))
         clock.go.wait()
@@ -50,6 +50,12 @@ def work(place: int, company: Company, clock: Clock, packs: Any, told: Any) -> N
         told.put(("labelled", done))
     except BaseException as error:
         told.put(("failed", error))
+
+
+def _gpu(place: int) -> str:
+    """The GPU at a place among those that whoever asked may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return str(place) if visible is None else visible.split(",")[place]
 
 
 def _loaded(company: Company) -> dict[str, Any]:
