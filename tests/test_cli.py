@@ -182,7 +182,7 @@ def test_status_and_failures_of_a_real_store(archive: Path, first: Result) -> No
 def test_status_and_failures_for_programs(archive: Path, first: Result) -> None:
     store = str(archive.parent / "store")
     status = json.loads(run("status", store, "--json").stdout)
-    assert (status["recordings"], status["running"]) == (3, None)
+    assert (status["recordings"], status["running"]) == (3, [])
     assert (status["models"][0]["segments"], status["models"][0]["failed_recordings"]) == (6, 1)
     assert [record["state"] for record in status["runs"]] == ["finished"]
     failing = json.loads(run("failures", store, "--json", "--feed", str(archive)).stdout)
