@@ -47,7 +47,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: str(getattr(value, "text", value))[:60])
-def test_every_command_is_spelled_right(page: Path, command: object) -> None:
+def test_every_command_is_spelled_right(page: Path, command: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs, targets and scripts exist, and every option of serpipe's."""
     words = command.words if "<<" not in command.text else ["cat"]  # type: ignore[attr-defined]
     match words:
@@ -56,6 +56,8 @@ def test_every_command_is_spelled_right(page: Path, command: object) -> None:
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         case ["python", script, *rest] if script.startswith("jobs/"):
+            # As `python jobs/…` does: a script's own folder comes first.
+            monkeypatch.syspath_prepend(str(ROOT / "jobs"))
             found = runpy.run_path(str(ROOT / script))
             job = next(value for value in reversed(found.values()) if isinstance(value, click.Command))
             job.make_context(script, list(rest))

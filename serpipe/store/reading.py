@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from serpipe.errors import UsageError
-from serpipe.store import current, failing, layout, ledger, parquet, rewrite, runs, schemas, version
+from serpipe.store import current, failing, layout, ledger, parquet, rewrite, runs, schemas, streaming, version
 from serpipe.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Store:
 
     def quarantine(self) -> pa.Table:
         """The log of everything that failed."""
-        return self._read(self.storage.list("quarantine/"), schemas.QUARANTINE)
+        return streaming.afresh(lambda: self._read(self.storage.list("quarantine/"), schemas.QUARANTINE))
 
     def failing(self) -> pa.Table:
         """What fails now: the last event of each recording, segment and model that nothing has mended since."""
