@@ -28,7 +28,7 @@ GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
 ELSEWHERE = ("make", "hf", "kubectl", "ray", "docker", "terraform", "serpipe submit")
 """Programs of a machine or a cluster that a test is not; what of their lines can be looked at, is."""
 
-ELSEWHERE_PAGES = ("generations.md", "design.md")
+ELSEWHERE_PAGES = ("generations.md", "design.md", "performance.md")
 """Pages whose commands take a corpus, or minutes; `tests/pseudolabel` runs what they show."""
 
 
