@@ -41,6 +41,10 @@ LEAST_CPUS = 1
 """CPUs of the smallest cluster: there one actor of each kind shares them, and takes its time."""
 
 
+RAY_FRACTIONS = 10_000
+"""Ray counts a resource in ten-thousandths (`kResourceUnitScaling`), so sums that differ by less are the same to it."""
+
+
 def busy_actors(light: int, *, cpus: float) -> int:
     """How many actors find a core of their own.
 
@@ -53,6 +57,20 @@ def busy_actors(light: int, *, cpus: float) -> int:
         (2, 70)
     """
     return floor((cpus - LIGHT_CPUS * (light + 2)) / BUSY_CPUS + 1e-9)
+
+
+def light_actors(busy: int, *, cpus: float) -> int:
+    """How many actors that reserve `LIGHT_CPUS` find room beside the busy ones.
+
+    Args:
+        busy: actors that keep a core busy.
+        cpus: CPUs of the cluster.
+
+    Examples:
+        >>> light_actors(2, cpus=2.0), light_actors(22, cpus=20.0), light_actors(3, cpus=2.0)
+        (2, 2, 0)
+    """
+    return max(floor((cpus - BUSY_CPUS * busy) / LIGHT_CPUS + 1e-9) - 2, 0)
 
 
 def shared_cpus(busy: int, light: int, *, cpus: float) -> float:
@@ -69,8 +87,7 @@ def shared_cpus(busy: int, light: int, *, cpus: float) -> float:
     """
     if cpus < LEAST_CPUS or not busy:
         return BUSY_CPUS
-    # Ray counts in ten-thousandths.
-    return min(BUSY_CPUS, floor((cpus - LIGHT_CPUS * (light + 2)) / busy * 10_000 + 1e-6) / 10_000)
+    return min(BUSY_CPUS, floor((cpus - LIGHT_CPUS * (light + 2)) / busy * RAY_FRACTIONS + 1e-6) / RAY_FRACTIONS)
 
 
 def check(need: Need, *, cpus: float, gpus: float, object_store_bytes: float) -> None:
@@ -97,7 +114,7 @@ one pool, or add GPUs
             "CLUSTER_TOO_FEW_GPUS",
             f"the model pools hold {need.gpus:g} GPUs and the cluster has {gpus:g}; use one pool, or add GPUs",
         )
-    if need.cpus + 2 * LIGHT_CPUS > cpus:
+    if round((need.cpus + 2 * LIGHT_CPUS) * RAY_FRACTIONS) > round(cpus * RAY_FRACTIONS):
         remedy = (
             "use fewer with --decoders or --pool, or add CPUs"
             if cpus >= LEAST_CPUS

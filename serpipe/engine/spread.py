@@ -115,7 +115,12 @@ Groups = Sequence[tuple[tuple[ModelRef, ...], int | None]]
 
 def _decoding(groups: Groups, cluster: Cluster, decoders: int | None, tasks: int) -> tuple[int, list[int]]:
     """Decoders and actors of each group where decoding keeps the cores busy: beside GPUs, or with small models."""
-    devices = int(cluster.gpus) if cluster.gpus >= 1 else max(int(cluster.cpus) // CORES_PER_SMALL, 1)
+    if cluster.gpus >= 1:
+        devices = int(cluster.gpus)
+    else:
+        devices = int(cluster.cpus) // CORES_PER_SMALL
+        if decoders is not None:
+            devices = min(devices, preflight.light_actors(decoders, cpus=cluster.cpus))
     counts = _shares(groups, devices, tasks)
     if decoders is None:
         light = 0 if cluster.gpus >= 1 else sum(counts)
@@ -127,7 +132,9 @@ def _labelling(groups: Groups, cluster: Cluster, decoders: int | None, tasks: in
     """Decoders and actors of each group where networks keep the cores busy."""
     cores = int(cluster.cpus)
     if decoders is None:
-        decoders = max(1, min(cores // CORES_PER_DECODER, tasks))
+        asked = sum(actors or 0 for _, actors in groups)
+        beside = preflight.light_actors(asked, cpus=cluster.cpus)
+        decoders = max(1, min(cores // CORES_PER_DECODER, beside, tasks))
     return decoders, _shares(groups, min(cores, preflight.busy_actors(decoders, cpus=cluster.cpus)), tasks)
 
 

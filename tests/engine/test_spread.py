@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import serpipe
@@ -45,7 +45,7 @@ def spread_over(
 
 def held(stages: Stages) -> tuple[float, float]:
     cpus = stages.decoders * stages.decoder_cpus + sum(pool.actors * pool.cpus for pool in stages.pools)
-    return round(cpus, 6) + 0.1, sum(pool.actors * pool.gpus for pool in stages.pools)
+    return round(cpus + 0.1, 6), sum(pool.actors * pool.gpus for pool in stages.pools)
 
 
 @settings(max_examples=300, deadline=None)
@@ -60,6 +60,10 @@ def held(stages: Stages) -> tuple[float, float]:
         st.tuples(st.integers(0, 2), st.none() | st.integers(1, 9)), max_size=3, unique_by=lambda pair: pair[0]
     ),
 )
+@example(cpus=20, gpus=0, count=2, large=False, tasks=200, decoders=22, own=[]).via(
+    "decoders leave room for two actors"
+)
+@example(cpus=20, gpus=0, count=1, large=False, tasks=2, decoders=22, own=[]).via("the last ten-thousandth is used")
 def test_every_cluster_carries_it_or_a_sentence_says_why_not(
     cpus: int, gpus: int, count: int, large: bool, tasks: int, decoders: int | None, own: list[tuple[int, int | None]]
 ) -> None:
