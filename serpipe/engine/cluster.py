@@ -23,8 +23,10 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Ray warns at every start of a pool about restarts that never happen to it (ray#53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # With more actors than cores Ray ends each idle worker after a second, and the next commit's has to import again.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
-"""Of a cluster that is started here: silent, and no telemetry."""
+"""Of a cluster that is started here: silent, no telemetry, and its workers stay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,12 @@ def test_a_run_stopped_on_request_ends_in_order(tmp_path: Path, how: signal.Sign
     for seed in range(6):
         write_speech(archive / f"{seed}.wav", seconds=320.0, seed=seed)
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(archive), store], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, str(archive), store],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores interrupts, and so does all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while not list(Path(store).glob("ledger/*.parquet")) and process.poll() is None and time.monotonic() < deadline:
