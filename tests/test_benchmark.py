@@ -104,6 +104,15 @@ def test_the_command_compares_two_files(tmp_path: Path) -> None:
     assert "20% less, more than 10%" in refused.stderr
 
 
+@pytest.mark.parametrize("more", [["--part", "decode"], ["--figures", "infra/benchmark.json"]])
+def test_what_is_kept_is_one_whole_measurement(more: list[str]) -> None:
+    """Or old figures would be given today's date."""
+    command = [sys.executable, str(ROOT / "jobs/benchmark.py"), "--save", *more]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    assert done.returncode == 2
+    assert "leave --part and --figures out" in done.stderr
+
+
 def check(figures: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "jobs/benchmark.py"), "--figures", str(figures), "--check", *more]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})

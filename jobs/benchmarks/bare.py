@@ -34,13 +34,22 @@ def decoded(path: str) -> NDArray[np.float32]:
 
 
 def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
-    """The network by itself, serpipe's own that is faster than the stock one, on (rows, samples) of equal length."""
+    """The network by itself, serpipe's own that is faster than the stock one, on (rows, samples) of equal length.
+
+    It runs as the model stage has it run: freed memory is kept, and nothing is rounded to TF32.
+    """
     import torch
 
+    from serpipe.models.allocator import keep_freed_memory
     from serpipe.models.registry import resolve
 
     torch.set_num_threads(1)
-    adapter = resolve(model, dtype=dtype).load("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
+    adapter = resolve(model, dtype=dtype).load(device)
 
     def run(rows: NDArray[np.float32]) -> object:
         return adapter.forward(list(rows), frames=False)

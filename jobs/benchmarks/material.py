@@ -52,6 +52,12 @@ def write_clips(folder: Path, seconds: float, *, seed: int = 0) -> None:
         write_speech(folder / f"{seed}-{number:05}.wav", seconds=length, seed=1000 * seed + number)
 
 
+def write_even_clips(folder: Path, seconds: float, *, each: float) -> None:
+    """Write utterances of equal length as WAV files of 16 kHz, together `seconds` long."""
+    for number in range(round(seconds / each)):
+        write_speech(folder / f"{number:05}.wav", seconds=each, seed=number)
+
+
 def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> None:
     """Put one Opus file under many names, as a feed of episodes."""
     master = Path(write_speech(kept() / f"podcast-{seconds:.0f}.opus", seconds=seconds, sample_rate=48_000))

@@ -2,8 +2,8 @@
 
     python jobs/benchmarks/peer_ray_data.py CHECKPOINT FOLDER OUT
 
-Reads audio with `read_audio`, resamples in `map_batches`, labels in a pool of model actors, one a core, and writes
-Parquet. It keeps no ledger, cuts nothing, and one file that does not decode ends it.
+Reads audio with `read_audio`, resamples in `map_batches`, labels in a pool of model actors, one a GPU or else one a
+core, and writes Parquet. It keeps no ledger, cuts nothing, and one file that does not decode ends it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 
-BATCH = 4
+CORE_BATCH, GPU_BATCH = 4, 32
 """Clips that the network is given at once; on a core more are no faster, and are padded to the longest of more."""
 
 
@@ -38,32 +38,36 @@ class Classifier:
 
         self._torch = torch
         torch.set_num_threads(1)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._extract = AutoFeatureExtractor.from_pretrained(checkpoint)
-        self._model = AutoModelForAudioClassification.from_pretrained(checkpoint).eval()
+        self._model = AutoModelForAudioClassification.from_pretrained(checkpoint).eval().to(self._device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The best label of each clip, and all scores."""
         inputs = self._extract(
             list(batch["audio"]), sampling_rate=16_000, padding=True, return_attention_mask=True, return_tensors="pt"
-        )
+        ).to(self._device)
         with self._torch.inference_mode():
-            scores = self._model(**inputs).logits.softmax(-1).numpy()
+            scores = self._model(**inputs).logits.softmax(-1).cpu().numpy()
         labels = [self._model.config.id2label[int(best)] for best in scores.argmax(-1)]
         return {"path": batch["path"], "label": np.array(labels), "scores": scores}
 
 
 def main(checkpoint: str, folder: str, out: str) -> None:
     """Label a folder of audio."""
-    cores = os.cpu_count() or 1
+    ray.init()
+    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    batch = GPU_BATCH if gpus else CORE_BATCH
     dataset = ray.data.read_audio(folder, include_paths=True)
-    dataset = dataset.map_batches(resample, batch_size=BATCH)
+    dataset = dataset.map_batches(resample, batch_size=batch)
     dataset = dataset.map_batches(
         Classifier,
         fn_constructor_args=(checkpoint,),
-        batch_size=BATCH,
+        batch_size=batch,
         # Half a core each, for Ray's reading and writing would else find none.
         num_cpus=0.5,
-        compute=ray.data.ActorPoolStrategy(size=cores),
+        num_gpus=1 if gpus else 0,
+        compute=ray.data.ActorPoolStrategy(size=gpus or os.cpu_count() or 1),
     )
     dataset.write_parquet(out)
 

@@ -16,20 +16,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import serpipe
 from benchmarks import material
-from benchmarks.bare import label_with_every_core
+from benchmarks.bare import PIECE_S, label_with_every_core
 from benchmarks.figures import Figure, figure, take_turns
 from benchmarks.peers import auto
 from serpipe.engine.cluster import joined
+from serpipe.engine.spread import LARGE_PACK_S
 
 HUBERT = "hubert-large-superb-er"
 
 TIMES = 4
 """How much larger the large run is."""
+
+CORES = os.cpu_count() or 1
+
+PACK_S = LARGE_PACK_S
+"""Seconds of audio of a pack for a large network on a CPU."""
 
 WARM_S = 300.0
 """Audio that is labelled before anything is timed, at most."""
@@ -49,6 +56,8 @@ class Work:
         write: writes an archive of so many seconds into a folder.
         seconds: audio of the small run.
         pack_s: seconds of audio that the bare network is given at once.
+        spread: what `serpipe.label` is told of decoders and pools. Of both runs it must be the same: left to itself
+            a small one has fewer actors, and the slope would count those that the large one has beyond it as speed.
     """
 
     name: str
@@ -58,10 +67,15 @@ class Work:
     write: Callable[[Path, float], None]
     seconds: float
     pack_s: float
+    spread: dict[str, Any]
 
 
 def work_of(name: str, *, quick: bool) -> Work:
-    """Utterances for a large model, whose network takes all the time, or podcasts for a small one, which decodes."""
+    """Utterances for a large model, whose network takes all the time, or podcasts for a small one, which decodes.
+
+    Both divide evenly: every core gets the same number of packs of equal length, in the small run and in the large one.
+    Of the large model's at least two, for that many Ray gives to the actor that is ready first.
+    """
     if name == "embedded":
         return Work(
             name=name,
@@ -71,15 +85,17 @@ def work_of(name: str, *, quick: bool) -> Work:
             write=lambda folder, seconds: material.write_podcasts(folder, round(seconds / 300)),
             seconds=3000.0 if quick else 18000.0,
             pack_s=60.0,
+            spread={"decoders": CORES, "pools": ["embedded:1"]},
         )
     return Work(
         name=name,
         model=material.checkpoint(HUBERT),
         dtype=auto(HUBERT, "cuda" if torch.cuda.is_available() else "cpu").dtype,
         segmentation="whole",
-        write=material.write_clips,
-        seconds=30.0 if quick else 180.0,
-        pack_s=20.0,
+        write=lambda folder, seconds: material.write_even_clips(folder, seconds, each=PIECE_S),
+        seconds=2 * PACK_S * CORES * (1 if quick else 3),
+        pack_s=PACK_S,
+        spread={"decoders": 1, "pools": [f"{HUBERT}:{CORES}"]},
     )
 
 
@@ -120,7 +136,7 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         return speed
 
     def parts() -> float:
-        return label_with_every_core(work.model, work.dtype, files, pack_s=work.pack_s, processes=os.cpu_count() or 1)
+        return label_with_every_core(work.model, work.dtype, files, pack_s=work.pack_s, processes=CORES)
 
     def peer() -> float:
         return slope((plain(work, small), work.seconds), (plain(work, large), TIMES * work.seconds))
@@ -167,6 +183,7 @@ def timed(work: Work, archive: Path) -> tuple[float, float]:
         segmentation=work.segmentation,
         dtype=work.dtype,
         speech=False,
+        **work.spread,
     )
     taken = time.monotonic() - began
     shutil.rmtree(store)
