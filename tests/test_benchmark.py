@@ -9,7 +9,9 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from serpipe.testing import write_speech
 from tests.conftest import ROOT
@@ -137,6 +139,16 @@ def test_utterances_are_together_as_long_as_was_asked() -> None:
     drawn = material.lengths(600.0, seed=3)
     assert sum(drawn) == pytest.approx(600.0)
     assert max(drawn) <= material.LONGEST_S
+
+
+def test_even_utterances_fill_packs_of_like_lengths(tmp_path: Path) -> None:
+    material.write_even_clips(tmp_path, 2.5 * material.SET_S)
+    names = sorted(tmp_path.iterdir())
+    seconds = [len(soundfile.read(name)[0]) / 16_000 for name in names]
+    assert sum(seconds) == 2 * material.SET_S
+    assert seconds != sorted(seconds)
+    ends = set(np.cumsum(sorted(seconds)))
+    assert ends.issuperset(np.arange(material.PACK_S, sum(seconds), material.PACK_S))
 
 
 def test_the_bare_loop_labels_every_sample_once_in_rows_of_equal_length(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    adapter = resolve(model, dtype=dtype).load(device)
     if device == "cpu":
         keep_freed_memory()
-    adapter = resolve(model, dtype=dtype).load(device)
 
     def run(rows: NDArray[np.float32]) -> object:
         return adapter.forward(list(rows), frames=False)

@@ -54,7 +54,7 @@ Arm = Callable[[], int]
 
 def measure(*, quick: bool) -> list[Figure]:
     """Figures of each format and of all together, of the whole decode stage, and of voice detection."""
-    rounds = 5 if quick else 15
+    rounds = 3 if quick else 15
     with tempfile.TemporaryDirectory(prefix="benchmark-decode-") as place, ChildDecoder() as child, _one_core():
         speeds = {
             name: take_turns(_timed(_arms(name, path, child)), rounds=rounds)

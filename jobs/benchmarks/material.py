@@ -52,10 +52,21 @@ def write_clips(folder: Path, seconds: float, *, seed: int = 0) -> None:
         write_speech(folder / f"{seed}-{number:05}.wav", seconds=length, seed=1000 * seed + number)
 
 
-def write_even_clips(folder: Path, seconds: float, *, each: float) -> None:
-    """Write utterances of equal length as WAV files of 16 kHz, together `seconds` long."""
-    for number in range(round(seconds / each)):
-        write_speech(folder / f"{number:05}.wav", seconds=each, seed=number)
+EVEN_S = (2.0, 4.0, 5.0, 10.0)
+"""Lengths that each divide a pack of `PACK_S`, so that what labels like lengths together has packs of equal length."""
+
+PACK_S = 20.0
+
+SET_S = PACK_S * len(EVEN_S)
+"""A pack of each length: 21 utterances."""
+
+
+def write_even_clips(folder: Path, seconds: float) -> None:
+    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: as many sets of `SET_S` as fit."""
+    drawn = [length for length in EVEN_S for _ in range(round(PACK_S / length))] * int(seconds // SET_S)
+    np.random.default_rng(0).shuffle(drawn)
+    for number, length in enumerate(drawn):
+        write_speech(folder / f"{number:05}.wav", seconds=length, seed=number)
 
 
 def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> None:

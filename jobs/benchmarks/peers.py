@@ -72,12 +72,12 @@ def spoken(seconds: float) -> list[NDArray[np.float32]]:
 
 
 def auto(name: str, device: str) -> ModelRef:
-    """A model in the format that `--dtype auto` takes; its certificate is made where there is none."""
+    """A model in the format that `--dtype auto` takes; its certificate is made where none stands."""
     from serpipe.models.certificate import best_dtype, certify
 
     os.environ["SERPIPE_CACHE"] = str(kept() / "cache")
     model = resolve(checkpoint(name))
-    if "no certificate" in best_dtype(model)[1]:
+    if "models certify" in best_dtype(model)[1]:
         with tempfile.TemporaryDirectory() as folder:
             write_clips(Path(folder), 30.0)
             certify(model, folder, device=device, drift=DRIFT, per_bucket=1)

@@ -201,28 +201,22 @@ class ChildDecoder:
         self.close()
         ours, theirs = Pipe()
         memory = os.memfd_create("serpipe-samples")
-        os.ftruncate(memory, SLOTS * SLOT_BYTES)
-        self._slots = Slots(memory)
-        command = [
-            sys.executable,
-            "-m",
-            "serpipe.audio.child",
-            str(theirs.fileno()),
-            str(memory),
-            str(self._limits.memory_bytes),
-            str(os.getpid()),
-        ]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=(theirs.fileno(), memory),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-        )
-        theirs.close()
-        os.close(memory)
+        try:
+            os.ftruncate(memory, SLOTS * SLOT_BYTES)
+            self._slots = Slots(memory)
+            self._process = self._spawn(theirs, memory)
+        except OSError as error:
+            ours.close()
+            self.close()
+            raise AudioError(
+                "AUDIO_DECODER_NOT_STARTED",
+                f"the decoder cannot be started ({error.strerror or error}); the machine has no memory or no room for "
+                "another process",
+                transient=True,
+            ) from error
+        finally:
+            theirs.close()
+            os.close(memory)
         self._pipe = ours
         threading.Thread(target=self._count, args=(self._process,), daemon=True).start()
         try:
@@ -236,6 +230,25 @@ class ChildDecoder:
                 "the decoder did not start; the machine is overloaded or its Python is broken",
                 transient=True,
             )
+
+    def _spawn(self, theirs: Connection, memory: int) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "serpipe.audio.child",
+            str(theirs.fileno()),
+            str(memory),
+            str(self._limits.memory_bytes),
+            str(os.getpid()),
+        ]
+        return subprocess.Popen(
+            command,
+            pass_fds=(theirs.fileno(), memory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+        )
 
     def _count(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None

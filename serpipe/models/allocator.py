@@ -21,9 +21,11 @@ def keep_freed_memory() -> bool:
         Whether the C library knows how.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
         return False
+    trim(0)
     # The arenas of other threads are too small for such blocks, and would map them all the same.
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _LARGEST_INT}
     return all(mallopt(what, value) for what, value in settings.items())

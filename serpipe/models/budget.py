@@ -32,6 +32,7 @@ class Budget:
     Args:
         begin: seconds to begin with.
         most: largest size; what begins above it begins there.
+        lanes: how many work side by side: a pack must hold a micro-batch for each.
 
     Examples:
         >>> budget = Budget(begin=8.0, most=32.0)
@@ -41,26 +42,33 @@ class Budget:
         16.0
     """
 
-    def __init__(self, *, begin: float, most: float) -> None:
+    def __init__(self, *, begin: float, most: float, lanes: int = 1) -> None:
         self.seconds = min(begin, most)
         self.most = most
+        self._lanes = lanes
         self._speeds: dict[float, list[float]] = {}
 
     def record(self, audio_s: float, elapsed_s: float) -> None:
         """Tell how long a pack took in micro-batches of `seconds`.
 
         Args:
-            audio_s: seconds of audio without padding; fewer than a micro-batch holds say nothing.
+            audio_s: seconds of audio without padding; of a pack that fills no micro-batch nothing is learnt but, where
+                it is the first, that the size is too large.
             elapsed_s: seconds it took.
         """
-        if audio_s < self.seconds:
+        largest = audio_s / self._lanes
+        if largest < self.seconds:
+            if not self._speeds:
+                self.seconds = max(self.seconds / 2, min(self.seconds, 1.0))
             return
         speeds = self._speeds.setdefault(self.seconds, [])
         speeds.append(audio_s / elapsed_s)
         if len(speeds) < ROUNDS:
             return
         best = max(self._speeds, key=lambda size: max(self._speeds[size]))
-        fresh = (size for size in (best / 2, best * 2) if 1.0 <= size <= self.most and size not in self._speeds)
+        fresh = (
+            size for size in (best / 2, best * 2) if 1.0 <= size <= min(self.most, largest) and size not in self._speeds
+        )
         self.seconds = next(fresh, best)
 
 
@@ -72,4 +80,4 @@ def for_model(parameters: int, device: str) -> Budget:
 
     free, _ = torch.cuda.mem_get_info(device)
     # Half for what this does not count; what is too much all the same is halved where it fails.
-    return Budget(begin=CUDA_S, most=free / 2 / CUDA_LANES / SECOND_BYTES)
+    return Budget(begin=CUDA_S, most=free / 2 / CUDA_LANES / SECOND_BYTES, lanes=CUDA_LANES)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ class Certificate:
     Attributes:
         model: name.
         weights_sha256: of the weights that were measured.
+        adapter_epoch: of the adapter that was measured.
+        torch: version of the library that computed.
         device: `cpu` or `cuda`.
         drift: budget for the change of a score.
         measures: one a format and bucket.
@@ -72,6 +75,8 @@ class Certificate:
 
     model: str
     weights_sha256: str
+    adapter_epoch: int
+    torch: str
     device: str
     drift: float
     measures: tuple[Measure, ...]
@@ -132,6 +137,8 @@ def certify(
     certificate = Certificate(
         model=model.name,
         weights_sha256=model.weights_sha256,
+        adapter_epoch=model.spec.adapter_epoch,
+        torch=version("torch"),
         device=device,
         drift=drift,
         measures=tuple(measures),
@@ -147,13 +154,23 @@ def best_dtype(model: ModelRef) -> tuple[str, str]:
     """What `--dtype auto` stands for.
 
     Returns:
-        The number format, and in words where that comes from. Where certificates of two devices disagree, float32.
+        The number format, and in words where that comes from. Where certificates of two devices disagree, float32; so
+        too where one measured other code than would compute: another adapter or another torch.
     """
-    found = {
-        device: json.loads(path.read_text())["chosen"]
-        for device in ("cpu", "cuda")
-        if (path := _path(model, device)).exists()
+    read = {
+        device: json.loads(path.read_text()) for device in ("cpu", "cuda") if (path := _path(model, device)).exists()
     }
+    computes = (model.spec.adapter_epoch, version("torch"))
+    found = {
+        device: one["chosen"]
+        for device, one in read.items()
+        if (one.get("adapter_epoch"), one.get("torch")) == computes
+    }
+    if len(found) < len(read):
+        return "float32", (
+            f"its certificate is not of this adapter and torch {computes[1]}; "
+            f"`serpipe models certify {model.name} --audio DIR` makes a new one"
+        )
     if len(set(found.values())) == 1:
         return next(iter(found.values())), f"certified on {' and '.join(found)}"
     if found:

@@ -8,7 +8,7 @@ Not verified on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 CUDA_LANES = 2
@@ -34,8 +34,24 @@ class Lanes:
         self._pool = ThreadPoolExecutor(count, initializer=begin) if count > 1 else None
 
     def map(self, work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-        """Like the built-in: results in the order of the items, the first error raised."""
-        return map(work, items) if self._pool is None else self._pool.map(work, items)
+        """Like the built-in: results in the order of the items, the first error raised.
+
+        Whoever gets an error, or stops asking, gets it once every lane is at rest: what comes next has the device, and
+        its memory, to itself.
+        """
+        return map(work, items) if self._pool is None else self._side_by_side(self._pool, work, items)
+
+    def _side_by_side(
+        self, pool: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item]
+    ) -> Iterator[Made]:
+        begun = [pool.submit(work, item) for item in items]
+        try:
+            for one in begun:
+                yield one.result()
+        finally:
+            for one in begun:
+                one.cancel()
+            wait(begun)
 
 
 def for_device(device: str) -> Lanes:

@@ -75,13 +75,15 @@ class Predict:
         torch.backends.cuda.matmul.allow_tf32 = False
         if self._device == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-            keep_freed_memory()
         references = [resolve(model) if isinstance(model, str) else model for model in models]
         self._adapters: dict[str, Adapter] = {ref.name: ref.load(self._device) for ref in references}
         self._budgets = {
             name: budget.for_model(adapter.spec.parameters, self._device) for name, adapter in self._adapters.items()
         }
         self._lanes = lanes.for_device(self._device)
+        if self._device == "cpu":
+            # Only now: what loading needs beside the weights would stay as well.
+            keep_freed_memory()
 
     def __call__(self, pack: pa.Table) -> pa.Table:
         """Label one pack of one row.
@@ -148,14 +150,17 @@ class Predict:
         began = time.perf_counter()
         try:
             outputs = batching.run(adapter, waveforms, budget_s=size.seconds, frames=frames, lanes=self._lanes)
-        except Exception:
-            alone, refused = _one_by_one(adapter, waveforms, frames=frames)
-            # Where none works the fault is not the segments'.
-            if not alone:
-                raise
-            return batching.join(alone), refused
-        size.record(sum(map(len, waveforms)) / SAMPLE_RATE, time.perf_counter() - began)
-        return outputs, {}
+        except Exception as error:
+            # A traceback holds what the network had in memory, which its next try may need.
+            failure = error.with_traceback(None)
+        else:
+            size.record(sum(map(len, waveforms)) / SAMPLE_RATE, time.perf_counter() - began)
+            return outputs, {}
+        alone, refused = _one_by_one(adapter, waveforms, frames=frames)
+        # Where none works the fault is not the segments'.
+        if not alone:
+            raise failure
+        return batching.join(alone), refused
 
 
 def _one_by_one(

@@ -248,6 +248,19 @@ def test_a_child_that_cannot_start_is_not_the_fault_of_the_file(
         assert decoder.pid is None
 
 
+def test_a_process_that_cannot_be_made_leaves_nothing_open(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChildDecoder() as decoder:
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        assert "No such file" in refusal_of(decoder, clip).message
+        before = os.listdir("/proc/self/fd")
+        for _ in range(3):
+            refusal = refusal_of(decoder, clip)
+            assert (refusal.code, refusal.transient) == ("AUDIO_DECODER_NOT_STARTED", True)
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+        monkeypatch.undo()
+        assert_fine(decoder, clip)
+
+
 def test_a_slow_start_does_not_count_against_the_first_file(
     clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,10 +35,20 @@ def test_memory_bounds_it() -> None:
     assert budget.seconds == 48.0
 
 
-def test_a_pack_smaller_than_a_micro_batch_says_nothing() -> None:
-    budget = Budget(begin=8.0, most=32.0)
+@pytest.mark.parametrize(("begin", "lanes"), [(1.0, 1), (32.0, 1), (256.0, 1), (256.0, 2)])
+def test_no_size_is_kept_that_the_packs_cannot_fill(begin: float, lanes: int) -> None:
+    """However much faster the next larger one would have to be."""
+    budget = Budget(begin=begin, most=256.0, lanes=lanes)
+    for _ in range(40):
+        budget.record(20.0, elapsed_s=1 / budget.seconds)
+    assert budget.seconds == 16.0 / lanes
+
+
+def test_a_smaller_pack_than_most_says_nothing() -> None:
+    budget = Budget(begin=8.0, most=8.0)
     for _ in range(20):
-        budget.record(7.9, elapsed_s=1.0)
+        budget.record(20.0, elapsed_s=1.0)
+        budget.record(3.0, elapsed_s=0.001)
     assert budget.seconds == 8.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -25,6 +26,24 @@ def test_lanes_work_at_the_same_time_and_begin_once() -> None:
 def test_the_first_error_is_the_callers(count: int) -> None:
     with pytest.raises(ZeroDivisionError):
         list(Lanes(count).map(lambda item: 1 // item, [2, 1, 0, 1]))
+
+
+def test_an_error_is_told_when_no_lane_works_any_more() -> None:
+    failed, done = threading.Event(), []
+
+    def work(item: int) -> None:
+        if item == 0:
+            failed.set()
+            raise ZeroDivisionError
+        failed.wait(30)
+        time.sleep(0.2)
+        done.append(item)
+
+    with pytest.raises(ZeroDivisionError):
+        list(Lanes(2).map(work, range(50)))
+    finished = list(done)
+    time.sleep(0.3)
+    assert 1 <= len(finished) == len(done) < 10
 
 
 def test_a_cpu_has_one_lane_the_caller() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,15 @@ def test_the_certificate_chooses_within_its_budget(tmp_path: Path, monkeypatch: 
     assert certificate.best_dtype(model)[0] == made.chosen
     told = CliRunner().invoke(main, ["label", "nowhere", str(tmp_path / "store"), "--dtype", "auto"])
     assert f"embedded: {made.chosen}, certified on cpu" in told.output
+    newer = replace(model, spec=replace(model.spec, adapter_epoch=model.spec.adapter_epoch + 1))
+    assert certificate.best_dtype(newer)[0] == "float32"
+    with monkeypatch.context() as patched:
+        patched.setattr(certificate, "version", lambda _: "99.0")
+        dtype, why = certificate.best_dtype(model)
+        assert dtype == "float32"
+        assert (
+            "not of this adapter and torch 99.0; `serpipe models certify embedded --audio DIR` makes a new one" in why
+        )
     strict = certificate.certify(model, str(tmp_path / "audio"), device="cpu", drift=1e-6)
     assert strict.chosen == "float32"
     assert np.isfinite([row.speed for row in strict.measures]).all()
