@@ -357,7 +357,9 @@ def _cluster(*, cpus: int) -> Iterator[None]:
 
     import ray
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    from serpipe.engine.cluster import ENVIRONMENT
+
+    os.environ |= ENVIRONMENT
     ray.init(
         "local",
         num_cpus=cpus,

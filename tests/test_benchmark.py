@@ -142,7 +142,7 @@ def test_utterances_are_together_as_long_as_was_asked() -> None:
 
 
 def test_even_utterances_fill_packs_of_like_lengths(tmp_path: Path) -> None:
-    material.write_even_clips(tmp_path, 2.5 * material.SET_S)
+    material.write_even_clips(tmp_path, 2 * material.SET_S)
     names = sorted(tmp_path.iterdir())
     seconds = [len(soundfile.read(name)[0]) / 16_000 for name in names]
     assert sum(seconds) == 2 * material.SET_S

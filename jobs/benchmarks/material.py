@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,12 @@ SET_S = PACK_S * len(EVEN_S)
 
 
 def write_even_clips(folder: Path, seconds: float) -> None:
-    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: as many sets of `SET_S` as fit."""
-    drawn = [length for length in EVEN_S for _ in range(round(PACK_S / length))] * int(seconds // SET_S)
+    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: whole sets of `SET_S`, but for a smaller rest."""
+    drawn = [length for length in EVEN_S for _ in range(round(PACK_S / length))] * ceil(seconds / SET_S)
     np.random.default_rng(0).shuffle(drawn)
     for number, length in enumerate(drawn):
-        write_speech(folder / f"{number:05}.wav", seconds=length, seed=number)
+        if sum(drawn[:number]) < seconds:
+            write_speech(folder / f"{number:05}.wav", seconds=length, seed=number)
 
 
 def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> None:

@@ -82,7 +82,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             dtype="float32",
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, round(seconds / 300)),
-            seconds=3000.0 if quick else 18000.0,
+            seconds=2400.0 if quick else 18000.0,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
         )

@@ -191,7 +191,7 @@ class _Job:
     def listen(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """Passes blocks on and remembers how loud the recording gets."""
         for block in blocks:
-            self._peak = max(self._peak, float(np.max(np.abs(block), initial=0.0)))
+            self._peak = max(self._peak, -float(np.min(block, initial=0.0)), float(np.max(block, initial=0.0)))
             yield block
 
     def unit(self, builder: PackBuilder, unit: Unit) -> None:

@@ -17,7 +17,7 @@ import ray
 
 from serpipe.errors import SerpipeError
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -111,7 +111,7 @@ def joined(address: str | None) -> Iterator[Cluster]:
     """
     started = not ray.is_initialized()
     if started:
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         address = address or os.environ.get("RAY_ADDRESS")
         # Left to itself Ray joins whatever cluster somebody last started on this machine.
