@@ -63,7 +63,7 @@ SET_S = PACK_S * len(EVEN_S)
 
 
 def write_even_clips(folder: Path, seconds: float) -> None:
-    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: whole sets of `SET_S`, but for a smaller rest."""
+    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: whole sets of `SET_S`, then a part of one."""
     drawn = [length for length in EVEN_S for _ in range(round(PACK_S / length))] * ceil(seconds / SET_S)
     np.random.default_rng(0).shuffle(drawn)
     for number, length in enumerate(drawn):

@@ -33,7 +33,7 @@ def test_killed_at_every_point(passed: Callable[[str], Pass], name: str) -> None
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in IN_FULL])
 def test_killed_at_every_third_state(passed: Callable[[str], Pass], name: str) -> None:
-    """`test-slow` takes them all."""
+    """`make test-long` takes them all."""
     _some("memory", passed(name), name, "memory://third", every=3)
 
 
@@ -64,7 +64,7 @@ def test_killed_at_every_point_of_all_on_disk(passed: Callable[[str], Pass], nam
 
 @pytest.mark.parametrize("name", ["first run", "retry"])
 def test_killed_over_s3(passed: Callable[[str], Pass], name: str, bucket: str) -> None:
-    """A few states, over the real protocol; `test-slow` takes more."""
+    """A few states, over the real protocol; `make test-long` takes more."""
     _some("S3 (moto)", passed(name), name, f"{bucket}/{name.replace(' ', '-')}", every=9)
 
 
