@@ -209,6 +209,8 @@ def _context(stages: Stages) -> Iterator[None]:
         "max_consecutive_actor_init_deaths": 3,
         "execution_no_progress_timeout_s": NO_PROGRESS_S,
         "enable_progress_bars": False,
+        # Every worker would walk its own memory map every second, for a figure that nobody reads.
+        "memory_usage_poll_interval_s": None,
         # A block a pack: gathered to more, a pool's actors would wait for the end of what one of them is given.
         "target_max_block_size": max(round(stages.pack_seconds * SAMPLE_RATE * 4 / 2), LEAST_BLOCK_BYTES),
     }
