@@ -44,11 +44,11 @@ def measure(*, quick: bool) -> list[Figure]:
     """Hold serpipe against each peer, at `--dtype auto` and, as `:float32`, in the format of the peer.
 
     Args:
-        quick: three rounds of sixteen seconds of audio, the pipeline in two batch sizes; five of two minutes otherwise.
+        quick: three rounds of twenty seconds of audio, the pipeline in two batch sizes; five of two minutes otherwise.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     begin(device)
-    clips = spoken((16.0 if quick else 120.0) * (20 if device == "cuda" else 1))
+    clips = spoken((20.0 if quick else 120.0) * (20 if device == "cuda" else 1))
     rounds = 3 if quick else 5
     found = []
     for name, peer, make in (
