@@ -47,7 +47,7 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Some nine minutes on two cores; nothing else should run meanwhile. `jobs/benchmark.py --help` has more.
+# Some ten minutes on two cores; nothing else should run meanwhile. `jobs/benchmark.py --help` has more.
 bench: $(VENV)/installed
 	$(BIN)/python jobs/benchmark.py --quick
 
