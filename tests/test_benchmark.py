@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from serpipe.engine.spread import LARGE_PACK_S
 from serpipe.testing import write_speech
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "jobs"))
 
+import benchmark
 from benchmarks import bare, material, reference
 from benchmarks.figures import Figure, figure, take_turns
 
@@ -106,6 +108,24 @@ def test_the_command_compares_two_files(tmp_path: Path) -> None:
     assert "20% less, more than 10%" in refused.stderr
 
 
+@pytest.mark.parametrize(("second", "told"), [(0.89, 0), (0.6, 1)])
+def test_what_is_worse_is_worse_twice(second: float, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part in doubt is measured again, and no other."""
+    asked: list[tuple[str, ...]] = []
+
+    def again(parts: tuple[str, ...], *, quick: bool) -> dict[str, list[Figure]]:
+        asked.append((*parts, str(quick)))
+        return {"decode": among(bare=second)[:2]}
+
+    monkeypatch.setattr(benchmark, "measured", again)
+    parts = ("decode", "resources")
+    assert len(benchmark.worse_twice(among(bare=0.5), WAS, parts, quick=True, again=True)) == told
+    assert asked == [("decode", "True")]
+    assert len(benchmark.worse_twice(among(bare=0.5), WAS, parts, quick=True, again=False)) == 1
+    assert benchmark.worse_twice(among(), WAS, parts, quick=True, again=True) == []
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("more", [["--part", "decode"], ["--figures", "infra/benchmark.json"]])
 def test_what_is_kept_is_one_whole_measurement(more: list[str]) -> None:
     """Or old figures would be given today's date."""
@@ -145,6 +165,7 @@ def test_even_utterances_fill_packs_of_like_lengths(tmp_path: Path) -> None:
     material.write_even_clips(tmp_path, 2 * material.SET_S)
     names = sorted(tmp_path.iterdir())
     seconds = [len(soundfile.read(name)[0]) / 16_000 for name in names]
+    assert material.PACK_S == LARGE_PACK_S
     assert sum(seconds) == 2 * material.SET_S
     assert seconds != sorted(seconds)
     ends = set(np.cumsum(sorted(seconds)))

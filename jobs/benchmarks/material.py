@@ -57,6 +57,7 @@ EVEN_S = (2.0, 4.0, 5.0, 10.0)
 """Lengths that each divide a pack of `PACK_S`, so that what labels like lengths together has packs of equal length."""
 
 PACK_S = 20.0
+"""Seconds of audio of a pack for a large network on a CPU: `LARGE_PACK_S` of the engine, which some machines lack."""
 
 SET_S = PACK_S * len(EVEN_S)
 """A pack of each length: 21 utterances."""
