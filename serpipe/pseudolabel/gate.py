@@ -27,7 +27,9 @@ class Limits:
         drift: largest Jensen-Shannon divergence, in nats, of the labels' shares on unlabelled canaries.
         flips: largest share of canaries that change their label though the teachers were sure of it.
         sure: probability from which on a teacher was sure.
-        entropy: largest change of the mean entropy on canaries, as a share.
+        entropy: largest change of the mean entropy on canaries, as a share of what it was, or of `least_entropy`
+            where it was less: of two entropies near zero the ratio is chance.
+        least_entropy: share of the entropy of uniform scores, the least that a change is measured against; our choice.
         count: bootstrap replicates.
     """
 
@@ -38,6 +40,7 @@ class Limits:
     flips: float = 0.05
     sure: float = 0.9
     entropy: float = 0.15
+    least_entropy: float = 0.05
     count: int = 2000
 
 
@@ -165,7 +168,8 @@ def steady(before: Floats, after: Floats, limits: Limits) -> list[Verdict]:
     sure = before.max(axis=1) >= limits.sure
     flips = float((first != second)[sure].mean()) if sure.any() else 0.0
     entropies = [float(_entropy(scores).mean()) for scores in (before, after)]
-    change = abs(entropies[1] - entropies[0]) / max(entropies[0], 1e-9)
+    least = limits.least_entropy * float(np.log(before.shape[1]))
+    change = abs(entropies[1] - entropies[0]) / max(entropies[0], least)
     return [
         Verdict(
             gate="drift",
@@ -181,8 +185,9 @@ def steady(before: Floats, after: Floats, limits: Limits) -> list[Verdict]:
         Verdict(
             gate="entropy",
             passed=change <= limits.entropy,
-            why=f"mean entropy goes from {entropies[0]:.3f} to {entropies[1]:.3f} nats, a change of {change:.3f}, "
-            f"allowed {limits.entropy}",
+            why=f"mean entropy goes from {entropies[0]:.3f} to {entropies[1]:.3f} nats, a change of {change:.3f} "
+            + (f"of {least:.3f} nats, as the teachers' is less" if entropies[0] < least else "of the teachers'")
+            + f", allowed {limits.entropy}",
         ),
     ]
 

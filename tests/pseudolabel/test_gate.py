@@ -124,3 +124,23 @@ def test_canaries_that_nobody_scored_are_not_asked() -> None:
     nothing = np.full((3, 4), np.nan)
     (verdict,) = gate.steady(nothing, nothing, LIMITS)
     assert verdict.passed is None
+
+
+def certain(by: float) -> np.ndarray:
+    """Scores for the classes in turn, all but sure."""
+    return np.full((100, 4), by / 3) + (1 - by * 4 / 3) * np.eye(4)[np.arange(100) % 4]
+
+
+def entropy_gate(before: np.ndarray, after: np.ndarray) -> Verdict:
+    (found,) = (verdict for verdict in gate.steady(before, after, LIMITS) if verdict.gate == "entropy")
+    return found
+
+
+def test_of_two_entropies_near_zero_the_ratio_is_chance() -> None:
+    """0.0001 nats against 0.0004 is a change by 3 of the first and by nothing that anybody would notice."""
+    passed = entropy_gate(certain(1e-5), certain(4e-5))
+    assert passed.passed is True
+    assert "of 0.069 nats" in passed.why
+    assert entropy_gate(certain(1e-5), certain(0.02)).passed is False, "a rise from certainty is still seen"
+    assert entropy_gate(certain(0.2), certain(0.3)).passed is False
+    assert "of the teachers'" in entropy_gate(certain(0.2), certain(0.21)).why
