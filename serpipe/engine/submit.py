@@ -13,9 +13,9 @@ from datetime import date
 from typing import Any
 
 import aiohttp
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_message, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from serpipe.errors import SerpipeError, UsageError
 
@@ -24,6 +24,9 @@ LOOK_EVERY_S = 2.0
 
 START_S = 120.0
 """Seconds that a cluster which has just started has to take its first job."""
+
+PATIENCE_S = 300.0
+"""Seconds that the job server of a followed job may be away: a head that is restarted, a port forward that ended."""
 
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 """Loggers of Ray that tell of every upload and every closed line."""
@@ -66,12 +69,21 @@ class Cluster:
             on this machine.
 
     Raises:
+        UsageError: `CLUSTER_ADDRESS`, the address is no URL of a job server.
         SerpipeError: `CLUSTER_UNREACHABLE`, `CLUSTER_AUTH`.
     """
 
     def __init__(self, address: str | None = None) -> None:
+        for source, given in (
+            ("--address", address),
+            ("RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")),
+        ):
+            if given and not given.startswith(("http://", "https://")):
+                raise UsageError("CLUSTER_ADDRESS", f"{source} {given} is no URL of a job server; {_url(given)}")
+            if given:
+                # Ray lets its environment variables win over an address that is given.
+                break
         if address:
-            # Ray lets its environment variables win over an address that is given.
             os.environ["RAY_API_SERVER_ADDRESS"] = address
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -125,21 +137,48 @@ class Cluster:
         Args:
             name: its submission id.
             say: is given the output as it comes, line ends included.
+
+        Raises:
+            SerpipeError: `CLUSTER_LOST`, the job server was away for longer than `PATIENCE_S`; the job may go on.
         """
-        try:
-            asyncio.run(self._tail(name, say))
-        except (RuntimeError, OSError, aiohttp.ClientError):
-            # The line to the cluster was cut, not the job.
-            say(f"[the output of {name} cannot be followed any more; waiting for its end]\n")
+        output, cut = _Output(say), False
         while True:
-            known = self._asked(lambda: self._client.get_job_info(name))
+            try:
+                asyncio.run(self._tail(name, output))
+            except (RuntimeError, OSError, aiohttp.ClientError):
+                # The line to the cluster was cut, not the job.
+                if not cut:
+                    say(f"[the line to {name} was cut; the job goes on, and its output when the cluster answers]\n")
+                cut = True
+            known = self._looked_at(name)
             if known.status.is_terminal():
                 return _told(name, known, new=True)
             time.sleep(LOOK_EVERY_S)
 
-    async def _tail(self, name: str, say: Callable[[str], None]) -> None:
+    async def _tail(self, name: str, output: _Output) -> None:
+        output.again()
         async for text in self._client.tail_job_logs(name):
-            say(text)
+            output.take(text)
+
+    def _looked_at(self, name: str) -> JobDetails:
+        """A job as it is, asked for until the server answers."""
+        patiently = Retrying(
+            retry=retry_if_exception_type((OSError, RuntimeError)),
+            wait=wait_fixed(LOOK_EVERY_S),
+            stop=stop_after_delay(PATIENCE_S),
+            reraise=True,
+        )
+        try:
+            known: JobDetails = self._asked(lambda: patiently(self._client.get_job_info, name))
+        except SerpipeError as error:
+            if error.code != "CLUSTER_UNREACHABLE":
+                raise
+            raise SerpipeError(
+                "CLUSTER_LOST",
+                f"the job server{self._at} has not answered for {PATIENCE_S:.0f} s and {name} may still run; "
+                f"`ray job logs --follow {name}` shows it once the cluster answers, and the same submit again finds it",
+            ) from error
+        return known
 
     def _submit(self, name: str, entrypoint: str, runtime_env: dict[str, Any]) -> JobDetails | None:
         """Submit a job; what is known of it where somebody else was faster."""
@@ -149,13 +188,16 @@ class Cluster:
             stop=stop_after_delay(START_S),
             reraise=True,
         )
-        try:
-            self._asked(
-                lambda: patiently(
-                    self._client.submit_job, entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env
-                )
-            )
-        except (RuntimeError, ValueError) as error:
+
+        def refusal() -> Exception | None:
+            try:
+                patiently(self._client.submit_job, entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env)
+            except (RuntimeError, ValueError) as error:
+                return error
+            return None
+
+        error = self._asked(refusal)
+        if error is not None:
             known = self._known(name)
             if known is not None:
                 return known
@@ -177,13 +219,41 @@ class Cluster:
             return ask()
         except AuthenticationError as error:
             raise SerpipeError("CLUSTER_AUTH", f"the cluster{self._at} {_remedy(str(error))}") from error
-        except (ConnectionError, OSError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             raise SerpipeError(
                 "CLUSTER_UNREACHABLE",
                 f"no Ray job server answers{self._at} ({_first_line(error)}); name it with --address http://HEAD:8265, "
                 "or RAY_API_SERVER_ADDRESS: on KubeRay, `kubectl port-forward service/CLUSTER-head-svc 8265` and "
                 "http://127.0.0.1:8265",
             ) from error
+
+
+class _Output:
+    """Hands on what a job prints once, though every new line to the cluster begins with its first word."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said, self._seen = say, 0, 0
+
+    def again(self) -> None:
+        """The output begins anew."""
+        self._seen = 0
+
+    def take(self, text: str) -> None:
+        """Say what was not said before."""
+        new = text[max(0, self._said - self._seen) :]
+        self._seen += len(text)
+        self._said = max(self._said, self._seen)
+        if new:
+            self._say(new)
+
+
+def _url(given: str) -> str:
+    """What to write instead of an address that is no URL."""
+    if given.startswith("ray://"):
+        return "that is the address of Ray's client; jobs go to the dashboard, http://HEAD:8265"
+    if "://" in given:
+        return "write http://HEAD:8265"
+    return f"write http://{given}" + ("" if ":" in given else ":8265")
 
 
 def _remedy(said: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,45 @@ def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(main, ["submit", "--address", "http://127.0.0.1:1", "label", "in", "out"])
     assert result.exit_code == 1
     assert result.stderr.startswith("serpipe: CLUSTER_UNREACHABLE: no Ray job server answers at http://127.0.0.1:1 ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "instead"),
+    [
+        ("127.0.0.1:8265", "write http://127.0.0.1:8265\n"),
+        ("head", "write http://head:8265\n"),
+        ("htp://head:8265", "write http://HEAD:8265\n"),
+        ("ray://head:10001", "that is the address of Ray's client; jobs go to the dashboard, http://HEAD:8265\n"),
+    ],
+)
+def test_an_address_that_is_no_url_is_refused_at_once(
+    address: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(main, ["submit", "--address", address, "label", "in", "out"])
+    assert result.exit_code == 2
+    assert result.stderr == f"serpipe: CLUSTER_ADDRESS: --address {address} is no URL of a job server; {instead}"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    result = CliRunner().invoke(main, ["submit", "label", "in", "out"])
+    assert result.stderr.startswith(f"serpipe: CLUSTER_ADDRESS: RAY_API_SERVER_ADDRESS {address} is no URL ")
+
+
+def test_a_proxy_without_a_cluster_behind_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bad(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(502)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bad) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        result = CliRunner().invoke(main, ["submit", "--address", address, "label", "in", "out"])
+        server.shutdown()
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"serpipe: CLUSTER_UNREACHABLE: no Ray job server answers at {address} (")
     assert result.stderr.count("\n") == 1
 
 
@@ -127,6 +170,67 @@ def test_what_is_wrong_with_the_token_is_said(
     assert refused.stderr.startswith("serpipe: CLUSTER_AUTH: ")
     assert sentence in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+class Line:
+    """A way to a server that can be cut and mended."""
+
+    def __init__(self, to: tuple[str, int]) -> None:
+        self._to, self.whole = to, True
+        self._open: list[socket.socket] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.whole = False
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._server.accept()
+            if not self.whole:
+                near.close()
+                continue
+            far = socket.create_connection(self._to)
+            self._open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.slow
+def test_a_cut_line_ends_neither_job_nor_output(cluster: dict[str, str], tmp_path: Path) -> None:
+    """Every line of the output is told once, those from the time of the cut too, and the exit code is the job's."""
+    host, port = cluster["RAY_API_SERVER_ADDRESS"].removeprefix("http://").split(":")
+    line = Line((host, int(port)))
+    job = script(
+        tmp_path, "import time, sys\nfor i in range(16): print('line', i, flush=True); time.sleep(1)\nsys.exit(7)"
+    )
+    following = subprocess.Popen(
+        [sys.executable, "-m", "serpipe", "submit", "--name", "cut", *job],
+        env=cluster | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{line.port}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout is not None
+    told = []
+    for text in following.stdout:
+        told.append(text)
+        if text == "line 3\n":
+            line.cut()
+            threading.Timer(5.0, setattr, (line, "whole", True)).start()
+    assert following.wait(timeout=200) == 7, told
+    assert [text for text in told if text.startswith("line ")] == [f"line {number}\n" for number in range(16)]
+    assert sum("was cut" in text for text in told) == 1
 
 
 def placed(cluster: dict[str, str]) -> dict[str, set[str]]:
