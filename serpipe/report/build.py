@@ -103,6 +103,7 @@ def _content(rows: Rows, generation: int | None, price: float | None) -> dict[st
     }
     disagreement = figures.disagreement(rows, named)
     content["disagreement"] = disagreement
+    content["undisputed"] = None if disagreement else _undisputed(named)
     if disagreement:
         content["disagreement_chart"] = charts.histogram(
             "apart", disagreement["histogram"], "disagreement between models"
@@ -149,6 +150,13 @@ def _named(
         "groups": groups,
         "clips": heard,
     }
+
+
+def _undisputed(named: list[figures.Model]) -> str:
+    """Why nothing is said of disagreement: `alone`, `words` that do not compare, or other `segments`."""
+    if len(named) < 2:
+        return "alone"
+    return "segments" if figures.comparable(named)[0] else "words"
 
 
 def _plane_chart(plane: dict[str, Any], colours: palette.Colours) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +47,13 @@ class Model:
 
 
 def models(rows: Rows) -> list[Model]:
-    """Every model, the one with most labels first; models that name emotions before all others."""
+    """Every model, the one with most labels first: those that name emotions, those with other names, all others."""
     known = ", ".join(f"count({emotion}) AS {emotion}" for emotion in CANONICAL)
+    most = f"greatest({', '.join(f'count({emotion})' for emotion in CANONICAL)})"
     found = rows.all(
         f"SELECT model, count(*) AS segments, avg(confidence) AS confidence, count(said) AS named, {known}, "
         "count(arousal) AS arousal, count(valence) AS valence FROM said GROUP BY model "
-        "ORDER BY named = 0, segments DESC, model"
+        f"ORDER BY {most} = 0, named = 0, segments DESC, model"
     )
     names = defaultdict(list)
     for row in rows.all(
@@ -154,18 +156,37 @@ def _histogram(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def comparable(several: list[Model]) -> tuple[list[Model], list[str]]:
+    """The most models that can say the same two emotions, or more, and the emotions that all of them can say.
+
+    Of sets of one size the one with most labels counts. Without such a set, nothing.
+    """
+    sets = [
+        [model for model in several if one in model.emotions and other in model.emotions]
+        for one, other in itertools.combinations(CANONICAL, 2)
+    ]
+    largest = max(sets, key=lambda some: (len(some), sum(model.segments for model in some)))
+    if len(largest) < 2:
+        return [], []
+    return largest, [emotion for emotion in CANONICAL if all(emotion in model.emotions for model in largest)]
+
+
 def disagreement(rows: Rows, several: list[Model]) -> dict[str, Any] | None:
-    """How far models are apart on the same segments, of what all of them can say.
+    """How far models are apart on the same segments, of what all that are comparable can say.
 
     Makes the table `disputed`: `segment_id` and `jsd`, the Jensen-Shannon divergence of the models' canonical scores
     (Lin 1991, equal weights) as a share of its largest value, log of the number of models or of the emotions.
 
+    Args:
+        rows: the labels.
+        several: models, of which the comparable ones are compared.
+
     Returns:
-        `emotions` compared, `histogram`, `mean`, and `pairs` of models with the share of segments that both name
-        alike; None where no segment has labels of two models.
+        Names of the `models` and the `emotions` compared, `histogram`, `mean`, and `pairs` of models with the share of
+        segments that both name alike; None where no segment has comparable labels of two models.
     """
-    shared = [emotion for emotion in CANONICAL if several and all(emotion in model.emotions for model in several)]
-    if len(several) < 2 or len(shared) < 2:
+    several, shared = comparable(several)
+    if not several:
         rows.db.execute("CREATE TABLE disputed (segment_id BLOB, jsd DOUBLE)")
         return None
     total = " + ".join(shared)
@@ -192,7 +213,8 @@ def disagreement(rows: Rows, several: list[Model]) -> dict[str, Any] | None:
         *(model.name for model in several),
         *(model.name for model in several),
     )
-    return {"emotions": shared, "histogram": _histogram(counted), **about, "pairs": pairs}
+    compared = [model.name for model in several]
+    return {"models": compared, "emotions": shared, "histogram": _histogram(counted), **about, "pairs": pairs}
 
 
 def plane(rows: Rows, model: str, primary: str | None) -> dict[str, Any]:

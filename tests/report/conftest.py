@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import serpipe
@@ -72,35 +73,46 @@ def _second_opinions(storage: Storage) -> None:
     for name in SPOKEN:
         second = second.append_column(name, rows[name].take(order))
     third = rows.drop_columns([*SPOKEN, *DIMENSIONS])
-    empty = {name: pa.nulls(rows.num_rows, schemas.PREDICTIONS.field(name).type) for name in SPOKEN}
     points = np.clip(random.normal(0.5, 0.18, (3, rows.num_rows)), 0, 1).astype(np.float32)
-    empty |= dict(zip(DIMENSIONS, map(pa.array, points), strict=True))
-    lists = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
-    empty |= {name: lists.cast(schemas.PREDICTIONS.field(name).type) for name in ("labels", "scores", "logits")}
-    for name, values in empty.items():
-        third = third.append_column(name, values)
+    third = silent(rows)
+    for name, values in zip(DIMENSIONS, map(pa.array, points), strict=True):
+        third = third.set_column(third.schema.get_field_index(name), name, values)
     run = runs.new_run_id()
-    entries = ledger.load(storage)
     for model, table in (("second", second), ("dimensions", third)):
-        name = f"{run}-{model}"
-        settled = entries.drop_columns(["model", "fp", "commit"])
-        for column, value in (("model", model), ("fp", "0" * 16), ("commit", name)):
-            settled = settled.append_column(column, pa.array([value] * settled.num_rows))
-        part = commit.ModelRows(
-            model=model,
-            fp="0" * 16,
-            predictions=table,
-            embeddings=None,
-            frames=None,
-            width=1,
-            passport="",
-            quarantine=schemas.QUARANTINE.empty_table(),
-            settled=settled.select(schemas.LEDGER.names).cast(schemas.LEDGER),
-        )
-        nothing = {"recordings": schemas.RECORDINGS, "segments": schemas.SEGMENTS, "quarantine": schemas.QUARANTINE}
-        empty_tables = {kind: schema.empty_table() for kind, schema in nothing.items()}
-        audio = entries["audio"][0].as_py()
-        commit.write(storage, commit.Commit(name=name, audio=audio, models=[part], **empty_tables))
+        add_model(storage, model, table, run=run)
+
+
+def silent(rows: pa.Table) -> pa.Table:
+    """Predictions of the same segments that say nothing."""
+    for name in (*SPOKEN, *DIMENSIONS):
+        kind = schemas.PREDICTIONS.field(name).type
+        nothing = pa.array([[]] * rows.num_rows, kind) if pa.types.is_list(kind) else pa.nulls(rows.num_rows, kind)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, nothing)
+    return rows
+
+
+def add_model(storage: Storage, model: str, rows: pa.Table, *, run: str) -> None:
+    """Commit predictions of every segment of a store as another model's."""
+    entries, name = ledger.load(storage), f"{run}-{model}"
+    keys = ["recording_id", "unit", "final", "audio", "status", "segments", "rows"]
+    settled = entries.filter(pc.equal(entries["model"], entries["model"][0])).select(keys)
+    for column, value in (("model", model), ("fp", "0" * 16), ("commit", name)):
+        settled = settled.append_column(column, pa.array([value] * settled.num_rows))
+    part = commit.ModelRows(
+        model=model,
+        fp="0" * 16,
+        predictions=rows.select(schemas.PREDICTIONS.names),
+        embeddings=None,
+        frames=None,
+        width=1,
+        passport="",
+        quarantine=schemas.QUARANTINE.empty_table(),
+        settled=settled.select(schemas.LEDGER.names).cast(schemas.LEDGER),
+    )
+    nothing = {"recordings": schemas.RECORDINGS, "segments": schemas.SEGMENTS, "quarantine": schemas.QUARANTINE}
+    empty_tables = {kind: schema.empty_table() for kind, schema in nothing.items()}
+    audio = entries["audio"][0].as_py()
+    commit.write(storage, commit.Commit(name=name, audio=audio, models=[part], **empty_tables))
 
 
 @pytest.fixture(scope="session")
