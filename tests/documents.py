@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from serpipe.cli import main
 from tests.conftest import ROOT
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", *(page for folder in ("docs", "infra") for page in sorted((ROOT / folder).rglob("*.md"))))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 REFUSED = 4
 
