@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.compute as pc
 from markupsafe import Markup
@@ -212,7 +212,7 @@ def _done(rows: Rows, price: float | None) -> dict[str, Any]:
 
 
 def _spans(rows: Rows, every: Iterable[picks.Pick], chosen: episode.Episode | None) -> list[clips.Span]:
-    asked = {known.run_id: known.asked.get("channels", "mix") for known in rows.store.runs()}
+    asked: dict[str, Channels] = {run.run_id: run.asked.get("channels", "mix") for run in rows.store.runs()}
     spans = {
         pick.segment_id.hex(): clips.Span(
             key=pick.segment_id.hex(),
@@ -220,7 +220,7 @@ def _spans(rows: Rows, every: Iterable[picks.Pick], chosen: episode.Episode | No
             uri=pick.uri,
             size=pick.size,
             etag=pick.etag,
-            channels=cast(Channels, asked.get(pick.run_id, "mix")),
+            channels=asked.get(pick.run_id, "mix"),
             channel=pick.channel,
             start_s=pick.start_s,
             end_s=min(pick.end_s, pick.start_s + clips.LONGEST_S),
@@ -236,8 +236,8 @@ def _spans(rows: Rows, every: Iterable[picks.Pick], chosen: episode.Episode | No
                 uri=chosen.about["uri"],
                 size=chosen.about["size"],
                 etag=chosen.about["etag"],
-                channels="mix",
-                channel=0,
+                channels=asked.get(chosen.run_id, "mix"),
+                channel=chosen.channel,
                 start_s=0.0,
                 end_s=chosen.end_s,
             )

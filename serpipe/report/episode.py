@@ -21,6 +21,8 @@ class Episode:
     Attributes:
         about: its row of the table `about`.
         run_id: the run that labelled it.
+        channel: whose labels these are, of the recording's channels as that run treated them.
+        channels: channels that have labels.
         end_s: seconds shown.
         labels: rows of `start_s`, `end_s`, `said`, `confidence`, by start.
         curves: `arousal` and `valence` as (seconds, value) where a model gives them.
@@ -28,13 +30,15 @@ class Episode:
 
     about: dict[str, Any]
     run_id: str
+    channel: int
+    channels: int
     end_s: float
     labels: list[dict[str, Any]]
     curves: dict[str, list[tuple[float, float]]]
 
 
 def choose(rows: Rows, model: str, dimensional: str | None) -> Episode | None:
-    """The recording with the most even mixture of emotions in its first minutes."""
+    """The recording, or channel of one, with the most even mixture of emotions in its first minutes."""
     best = rows.all(
         "SELECT recording_id, channel, min(run_id) AS run_id FROM said SEMI JOIN about USING (recording_id) "
         "WHERE model = ? AND said IS NOT NULL AND start_s < ? GROUP BY recording_id, channel "
@@ -47,6 +51,9 @@ def choose(rows: Rows, model: str, dimensional: str | None) -> Episode | None:
     which, channel = best[0]["recording_id"], best[0]["channel"]
     (about,) = rows.all("SELECT * FROM about WHERE recording_id = ?", which)
     end = min(about["duration_s"], LONGEST_S)
+    (voices,) = rows.all(
+        "SELECT count(DISTINCT channel) AS channels FROM said WHERE model = ? AND recording_id = ?", model, which
+    )
     labels = rows.all(
         "SELECT start_s, least(end_s, ?) AS end_s, said, confidence FROM said "
         "WHERE model = ? AND recording_id = ? AND channel = ? AND said IS NOT NULL AND start_s < ? ORDER BY start_s",
@@ -70,5 +77,11 @@ def choose(rows: Rows, model: str, dimensional: str | None) -> Episode | None:
         for name in ("arousal", "valence")
     }
     return Episode(
-        about, best[0]["run_id"], end, labels, {name: some for name, some in curves.items() if len(some) > 1}
+        about=about,
+        run_id=best[0]["run_id"],
+        channel=channel,
+        channels=voices["channels"],
+        end_s=end,
+        labels=labels,
+        curves={name: some for name, some in curves.items() if len(some) > 1},
     )

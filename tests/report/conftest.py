@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 import pytest
 
 import serpipe
+from serpipe.audio.stage import audio_fingerprint
 from serpipe.models.results import DIMENSIONS
 from serpipe.pseudolabel import generation
 from serpipe.report import build
 from serpipe.store import commit, ledger, runs, schemas
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
-from tests.bench import Bench
+from tests.bench import SEGMENTATION, Bench
 
 HOSTILE = '<img src=x onerror="window.pwned=1">'
 """A feed's name, as an owner's column has it."""
@@ -113,6 +114,28 @@ def add_model(storage: Storage, model: str, rows: pa.Table, *, run: str) -> None
     empty_tables = {kind: schema.empty_table() for kind, schema in nothing.items()}
     audio = entries["audio"][0].as_py()
     commit.write(storage, commit.Commit(name=name, audio=audio, models=[part], **empty_tables))
+
+
+def write_calls(root: Path, archive: Path, *, calls: int = 2, seconds: float = 16.0) -> str:
+    """Label calls of two voices, a channel each, as `--channels split` does."""
+    for number in range(calls):
+        write_speech(archive / f"call {number}.wav", seconds=seconds, channels=2, seed=10 * number)
+    bench, storage = Bench(archive, ("embedded",)), Storage(str(root))
+    bench.audio = audio_fingerprint(SEGMENTATION, "split")
+    bench._decode = serpipe.Decode(
+        segmentation=SEGMENTATION, channels="split", speech=False, pack_seconds=4.0, models=bench.models
+    )
+    bench.run(storage)
+    (known,) = runs.load(storage)
+    runs.finish(storage, replace(known, asked={"channels": "split"}))
+    return str(root)
+
+
+@pytest.fixture(scope="session")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of two calls with a voice a channel."""
+    folder = tmp_path_factory.mktemp("calls")
+    return write_calls(folder / "store", folder / "archive")
 
 
 @pytest.fixture(scope="session")

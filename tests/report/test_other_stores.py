@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import soundfile
+from numpy.typing import NDArray
 
 import serpipe
-from serpipe.report import build, figures
+from serpipe.report import build, episode, figures, picks
 from serpipe.report.rows import opened
 from serpipe.store import schemas
 from serpipe.testing.labelled import MadeUpModel, write_labelled_store
@@ -107,3 +112,39 @@ def test_levels_alone_have_a_page(tmp_path: Path) -> None:
     text = _text(root, tmp_path)
     assert "What exhubert named" in text
     assert all(level in text for level in LEVELS)
+
+
+def _embedded(page: str) -> dict[str, NDArray[np.float32]]:
+    """The audio in a page by name."""
+    (text,) = re.findall(r'<script type="application/json" id="audio">(.*?)</script>', page, re.DOTALL)
+    return {
+        name: soundfile.read(io.BytesIO(base64.b64decode(clip)), dtype="float32")[0]
+        for name, clip in json.loads(text).items()
+    }
+
+
+def _alike(heard: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Correlation at the best alignment, for an encoder delays by some hundred samples."""
+    norms = np.linalg.norm(heard) * np.linalg.norm(wanted)
+    width = len(heard) + len(wanted)
+    spectrum = np.fft.rfft(heard, width) * np.conj(np.fft.rfft(wanted, width))
+    return float(np.fft.irfft(spectrum, width).max() / norms)
+
+
+def test_a_call_is_heard_channel_by_channel(calls: str, tmp_path: Path) -> None:
+    heard = _embedded(Path(build(calls, str(tmp_path / "report.html"))).read_text())
+    with opened(serpipe.open(calls)) as rows:
+        figures.disagreement(rows, [])
+        chosen = episode.choose(rows, "embedded", None)
+        kinds = picks.of_classes(rows, "embedded", count=2)
+    assert chosen is not None
+    assert chosen.channels == 2
+    both = soundfile.read(chosen.about["uri"], dtype="float32")[0].T
+    assert _alike(heard["episode"], both[chosen.channel]) > 0.9 > 0.8 > _alike(heard["episode"], both.mean(axis=0))
+    assert _alike(heard["episode"], both[1 - chosen.channel]) < 0.5
+    found = [pick for some in kinds.values() for mine in some.values() for pick in mine]
+    assert {pick.channel for pick in found} == {0, 1}
+    for pick in found:
+        both = soundfile.read(pick.uri, dtype="float32")[0].T
+        span = slice(round(pick.start_s * 16_000), round(pick.end_s * 16_000))
+        assert _alike(heard[pick.segment_id.hex()], both[pick.channel, span]) > 0.9
