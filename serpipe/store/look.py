@@ -17,6 +17,9 @@ from serpipe.store.storage import Storage
 
 TABLES = ("recordings", "segments", "predictions", "embeddings", "frames", "quarantine")
 
+OF_QUARANTINE = ["recording_id", "segment_id", "unit", "model", "fp", "stage", "transient", "run_id"]
+"""What it takes to tell whose reason a row of `quarantine` is."""
+
 _FIXED = {
     "recordings": schemas.RECORDINGS,
     "segments": schemas.SEGMENTS,
@@ -40,7 +43,7 @@ class Seen:
         facts: what its footer says.
         rows: their number.
         content: of predictions, the units its footer settles; of segments, their number by `recording_id` and `unit`;
-            of recordings, their ids.
+            of recordings, their ids; of quarantine, whom its rows are about.
         ids: a sum over its segments' ids in which their order does not count.
     """
 
@@ -129,6 +132,8 @@ def _read(seen: Seen, file: pq.ParquetFile) -> Seen:
         rows = file.read(["recording_id"], use_threads=False)
         twice = _twice(rows["recording_id"])
         return replace(seen, content=rows, code="ROWS_TWICE" if twice else None, why=twice)
+    if seen.table == "quarantine":
+        return replace(seen, content=file.read(OF_QUARANTINE, use_threads=False))
     if seen.table in _WIDE:
         rows = file.read(["segment_id"], use_threads=False)
         twice = _twice(rows["segment_id"])

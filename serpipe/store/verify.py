@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe.errors import StoreError
-from serpipe.store import damage, ledger, parquet, rewrite, runs, schemas
+from serpipe.store import damage, ledger, parquet, reasons, rewrite, runs, schemas
 from serpipe.store.damage import UNITS, Finding
 from serpipe.store.look import TABLES, Seen, look
 from serpipe.store.rowsets import having, lacking, tuples
@@ -67,6 +67,7 @@ def verify(storage: Storage) -> Verified:
     findings += _of_labels(whole, seen, entries, judged)
     findings += _of_segments(whole, entries, judged)
     findings += _of_recordings(whole, entries, judged)
+    findings += _of_failures(whole, entries, runs.load(storage))
     findings += _of_passports(storage, whole)
     # One that began meanwhile has moved rows under these eyes.
     _refuse_rewrites(storage)
@@ -156,11 +157,12 @@ def _of_files(seen: list[Seen], entries: pa.Table) -> Iterator[Finding]:
     """Files that are wrong by themselves."""
     for found in seen:
         if found.code is not None:
-            again = (
-                "it goes; its rows are made again" if found.table != "quarantine" else "it goes; what it told is lost"
-            )
+            again = "it goes; its rows are made again"
             units = UNITS.empty_table()
-            if found.table in ("predictions", "embeddings", "frames"):
+            if found.table == "quarantine":
+                again = "it goes; what failed for good is tried again, and says why"
+                units = _units(reasons.of_file(entries, found))
+            elif found.table in ("predictions", "embeddings", "frames"):
                 units = _units_of(entries, found)
             elif found.table == "segments" and found.content is not None:
                 # Damaged ones are missed below, unit by unit; these rows can be read, and are as wrong.
@@ -310,6 +312,14 @@ def _of_recordings(whole: list[Seen], entries: pa.Table, judged: _Judged) -> Ite
         units = _units(having(ended, names, ["recording_id"]))
         message = f"{len(wrong):,} recordings whose row is not there, or there twice; their last units are done again"
         yield Finding(code="RECORDINGS_DIFFER", file="", message=message, remedy="again", units=units)
+
+
+def _of_failures(whole: list[Seen], entries: pa.Table, every: list[runs.Run]) -> Iterator[Finding]:
+    """Failures against the rows of quarantine that say why."""
+    untold = _units(reasons.untold(entries, [found for found in whole if found.table == "quarantine"], every))
+    if untold.num_rows:
+        message = "units that failed, whole or in part, and no row of quarantine says why; they are tried again"
+        yield Finding(code="FAILURES_UNTOLD", file="", message=message, remedy="again", units=untold)
 
 
 def _of_passports(storage: Storage, whole: list[Seen]) -> Iterator[Finding]:

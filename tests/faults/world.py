@@ -71,6 +71,7 @@ class World:
         audio: audio fingerprint.
         per_pack: units of a pack.
         per_commit: packs of a commit.
+        frames: whether frame embeddings are kept.
     """
 
     recordings: dict[str, Recording] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class World:
     audio: str = "a1"
     per_pack: int = 2
     per_commit: int = 2
+    frames: bool = False
 
     def add(self, *recordings: Recording) -> World:
         self.recordings |= {recording.uri: recording for recording in recordings}
@@ -139,9 +141,9 @@ class World:
                 gathered += 1
                 # The last unit waits: its recording's row travels with it.
                 if gathered >= self.per_pack and not final:
-                    yield from (labelled(facts, pack) for pack in builder.flush())
+                    yield from (labelled(facts, pack, frames=self.frames) for pack in builder.flush())
                     gathered = 0
-        yield from (labelled(facts, pack) for pack in builder.flush())
+        yield from (labelled(facts, pack, frames=self.frames) for pack in builder.flush())
 
     def _decoded(self, facts: RunFacts, row: dict[str, Any], builder: PackBuilder) -> Iterator[bool]:
         recording = self.recordings[row["uri"]]
@@ -170,7 +172,7 @@ class World:
         yield True
 
 
-def labelled(facts: RunFacts, pack: pa.Table) -> pa.Table:
+def labelled(facts: RunFacts, pack: pa.Table, *, frames: bool = False) -> pa.Table:
     """A pack with what each model makes of it."""
     segments, units = rows_of(pack, "segments"), rows_of(pack, "units")
     for model, fp in facts.models.items():
@@ -191,9 +193,8 @@ def labelled(facts: RunFacts, pack: pa.Table) -> pa.Table:
         logits = np.array([numbers(model, fp, name) for _, name in answered], np.float32)
         logits = logits.reshape(len(answered), WIDTH)
         scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        values = results(
-            spec(model), [place for place, _ in answered], Outputs(logits, scores, logits, None), embeddings=True
-        )
+        outputs = Outputs(logits, scores, logits, [row[None] for row in logits] if frames else None)
+        values = results(spec(model), [place for place, _ in answered], outputs, embeddings=True)
         for name, array in (("results", values), ("failures", pa.array(failures, MODEL_FAILURE))):
             one = pa.ListArray.from_arrays(pa.array([0, len(array)], pa.int32()), array)
             pack = pack.append_column(f"{name}:{model}", one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from serpipe.store import commit, damage, layout, ledger, mend, parquet, rewrite
 from serpipe.store.gc import gc
 from serpipe.store.lease import Lease
 from serpipe.store.reading import Store
+from serpipe.store.retry import retry
 from serpipe.store.storage import Storage
 from serpipe.store.verify import Verified, verify
 from tests.bench import Bench
+from tests.faults.contents import failing
 from tests.faults.world import World
 from tests.store.worlds import bytes_of, contents, memory, small, two_runs
 from tests.tables import assert_same
@@ -45,7 +48,7 @@ def test_a_whole_store_is_clean() -> None:
     before = bytes_of(storage)
     found = verify(storage)
     assert found.findings == ()
-    tables = ("recordings", "segments", "predictions", "embeddings", "quarantine")
+    tables = ("recordings", "segments", "predictions", "embeddings", "frames", "quarantine")
     names = [name for table in tables for name in before if name.startswith(f"{table}/")]
     assert found.files == len(names)
     assert found.size == sum(len(before[name]) for name in names)
@@ -86,6 +89,8 @@ FOLDERS = (
     "predictions/model=m1/",
     "predictions/model=m2/",
     "embeddings/model=m1/",
+    "frames/model=m2/",
+    "quarantine/",
     "ledger/",
 )
 
@@ -103,6 +108,7 @@ def test_damage_is_found_and_mended_by_the_next_run(folder: str, harm: str) -> N
         wanted = {
             "recordings/": "RECORDINGS_DIFFER",
             "segments/audio=a1/": "SEGMENTS_DIFFER",
+            "quarantine/": "FAILURES_UNTOLD",
             "ledger/": "LEDGER_LACKS",
         }
         assert wanted.get(folder, "FILE_MISSING") in codes(found)
@@ -115,7 +121,7 @@ def test_damage_is_found_and_mended_by_the_next_run(folder: str, harm: str) -> N
     done = mended(storage, world)
     assert done is not None
     assert done.findings
-    assert contents(storage)[:2] == calm[:2]
+    assert contents(storage) == calm
     assert verify(storage).findings == ()
     assert not storage.exists(damage.MARKS)
 
@@ -307,15 +313,60 @@ def test_a_passport_that_is_gone_is_told() -> None:
     assert not storage.exists(damage.MARKS)
 
 
-def test_a_quarantine_file_that_is_damaged_goes() -> None:
+def test_why_something_failed_is_not_lost() -> None:
+    """Whichever file of quarantine is damaged or gone: what failed is tried again and says why, or it is no failure."""
     world, storage = two_runs()
-    name = first(storage, "quarantine/")
-    flipped(storage, name)
-    (finding,) = verify(storage).findings
-    assert (finding.code, finding.file) == ("FILE_DAMAGED", name)
-    assert "what it told is lost" in finding.message
+    calm, before = contents(storage), bytes_of(storage)
+    assert len(calm[2]) > 3
+    for name in storage.list("quarantine/"):
+        for harm in (flipped, lost):
+            harm(storage, name)
+            found = verify(storage)
+            assert codes(found) >= {"FAILURES_UNTOLD"}
+            assert {finding.file for finding in found.findings} <= {name, ""}
+            assert mended(storage, world)
+            assert contents(storage) == calm
+            assert verify(storage).findings == ()
+            restored(storage, before)
+
+
+def restored(storage: Storage, before: dict[str, bytes]) -> None:
+    for name in storage.list(""):
+        storage.delete(name)
+    for name, data in before.items():
+        storage.put(name, data)
+
+
+def test_why_segments_failed_before_any_model_is_not_lost(
+    bench: Bench, calm: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """Silent and short ones, told once for all models, or once for each."""
+    whole = Storage(calm[0])
+    told = failing(Store(whole))
+    assert {row[6] for row in told} == {"AUDIO_UNDECODABLE", "SEGMENT_SILENT", "SEGMENT_TOO_SHORT"}
+    assert verify(whole).findings == ()
+    for place, name in enumerate(whole.list("quarantine/")):
+        storage = Storage(str(tmp_path / str(place)))
+        shutil.copytree(calm[0], storage.root)
+        storage.delete(name)
+        assert codes(verify(storage)) == {"FAILURES_UNTOLD"}
+        mend.mend(storage)
+        assert bench.run(storage)
+        assert failing(Store(storage)) == told
+        assert verify(storage).findings == ()
+    assert place > 2
+
+
+def test_retry_finds_what_failed_behind_a_damaged_log() -> None:
+    world, storage = small(), memory()
+    world.label(storage)
+    before = retry(Store(storage)).codes
+    world.label(storage)
+    for name in storage.list("quarantine/"):
+        cut(storage, name)
+    verify(storage)
     mended(storage, world)
-    assert not storage.exists(name)
+    assert retry(Store(storage)).codes == before
 
 
 def test_marks_are_those_of_the_last_verification() -> None:

@@ -35,6 +35,7 @@ def small() -> World:
 def two_runs() -> tuple[World, Storage]:
     """A store whose second run added a model to the recordings of the first."""
     world, storage = small(), memory()
+    world.frames = True
     world.label(storage)
     world.models = {"m1": "f1", "m2": "g1"}
     world.label(storage)
