@@ -61,7 +61,7 @@ class Work:
         bad_rows: of the manifest, that cannot be used.
         tasks: read tasks.
         audio_s: seconds of audio left.
-        probed: files whose headers were read for that.
+        probed: files whose headers were read for that and state a length.
     """
 
     recordings: int

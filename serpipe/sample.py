@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import TimeoutError as OutOfTime
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 import numpy as np
@@ -17,9 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from serpipe.audio.backends import Undecodable, backends_for, open_track
-from serpipe.audio.source import local_copy
-from serpipe.errors import AudioError
+from serpipe.audio.headers import stated_seconds
 from serpipe.forecast import Range
 
 MOST_ROWS = 20_000
@@ -28,7 +22,11 @@ MOST_ROWS = 20_000
 MOST_PROBED = 2_000
 """Files whose headers are read."""
 
-_PROBED_AT_ONCE = 20
+GUESS_OFF = 4.0
+"""How many times too long or too short a guess by size may be: a WAV holds 16 or 192 kB a second, an MP3 4 or 40."""
+
+_DOUBT = log(GUESS_OFF) / 1.96
+"""Of a guess no header stands behind; each header read takes from it as much as it weighs."""
 
 _BOOTSTRAPS = 400
 
@@ -41,11 +39,13 @@ class Kind:
 
     Attributes:
         count: how many are left.
+        unclaimed: of these, those that it makes no claim for.
         claimed_s: seconds that the manifest claims for those it makes a claim for.
         guessed_s: seconds of the others by their size, as `serpipe.manifest.claim_seconds` guesses.
     """
 
     count: int
+    unclaimed: int
     claimed_s: float
     guessed_s: float
 
@@ -71,13 +71,30 @@ class Lengths:
         total_s: seconds of all.
         by_kind: seconds by ending.
         factors: true over guessed seconds by ending, of recordings that no manifest makes a claim for.
-        probed: headers read.
+        unclaimed: recordings that no manifest makes a claim for.
+        probed: of these, those whose header was read and states a length.
     """
 
     total_s: Range
     by_kind: Mapping[str, float]
     factors: Mapping[str, float]
+    unclaimed: int
     probed: int
+
+    @property
+    def doubts(self) -> list[str]:
+        """What this leaves open, in sentences."""
+        if not self.unclaimed or self.probed == self.unclaimed:
+            return []
+        if not self.probed:
+            return [
+                f"the manifest states no length of {self.unclaimed:,} recordings, and of none could the header be "
+                f"read: hours, wall time and cost rest on file sizes and may be {GUESS_OFF:g} times off; give the manifest a "
+                "column `duration`, or plan nearer to the archive"
+            ]
+        return [
+            f"the manifest states no length of {self.unclaimed:,} recordings: theirs rests on {self.probed:,} headers"
+        ]
 
 
 def gather(tasks: Iterable[pa.Table], *, seed: int, most: int = MOST_ROWS) -> Left:
@@ -89,7 +106,7 @@ def gather(tasks: Iterable[pa.Table], *, seed: int, most: int = MOST_ROWS) -> Le
         most: recordings drawn.
     """
     random = np.random.default_rng(seed)
-    totals: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(3))
+    totals: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(4))
     held: list[pa.Table] = []
     rows = 0
     for task in tasks:
@@ -100,12 +117,20 @@ def gather(tasks: Iterable[pa.Table], *, seed: int, most: int = MOST_ROWS) -> Le
         endings = task["ending"].to_pylist()
         for ending in set(endings):
             mine = np.array([each == ending for each in endings])
-            totals[ending] += (mine.sum(), work[mine & claimed].sum(), work[mine & ~claimed].sum())
+            totals[ending] += (
+                mine.sum(),
+                (mine & ~claimed).sum(),
+                work[mine & claimed].sum(),
+                work[mine & ~claimed].sum(),
+            )
         held.append(task)
         rows += task.num_rows
         if rows > 2 * most:
             held, rows = [_drawn(held, most)], most
-    kinds = {ending: Kind(int(count), claim, guess) for ending, (count, claim, guess) in sorted(totals.items())}
+    kinds = {
+        ending: Kind(int(count), int(unclaimed), claim, guess)
+        for ending, (count, unclaimed, claim, guess) in sorted(totals.items())
+    }
     return Left(_drawn(held, most).drop_columns(["drawn"]), kinds)
 
 
@@ -117,30 +142,28 @@ def lengths(left: Left, *, seconds: float, seed: int) -> Lengths:
         seconds: that reading headers may take.
         seed: of the bootstrap.
     """
-    unclaimed = left.rows.filter(left.rows["claimed_s"].is_null())
-    read = probe(unclaimed.slice(0, MOST_PROBED), seconds=seconds)
+    unclaimed = left.rows.filter(left.rows["claimed_s"].is_null()).slice(0, MOST_PROBED)
+    guesses = list(zip(unclaimed["ending"].to_pylist(), unclaimed["work_s"].to_pylist(), strict=True))
+    wanted = unclaimed.select(["uri", "query", "size", "etag"]).to_pylist()
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for ending, guess, true in zip(
-        unclaimed["ending"].to_pylist(), unclaimed["work_s"].to_pylist(), read, strict=False
-    ):
+    for place, true in stated_seconds(wanted, seconds=seconds).items():
         if true is not None:
+            ending, guess = guesses[place]
             found[ending].append((guess, true))
     pairs = {ending: np.array(pair) for ending, pair in found.items()}
-    factors = _factors(pairs, left.kinds)
-    by_kind = {ending: kind.claimed_s + kind.guessed_s * factors[ending] for ending, kind in left.kinds.items()}
+    by_kind = _totals(_factors(pairs, left.kinds), left.kinds)
+    count = sum(kind.unclaimed for kind in left.kinds.values())
     random = np.random.default_rng(seed)
-    totals = []
-    for _ in range(_BOOTSTRAPS if pairs else 0):
-        again = {
-            # Where every file was read nothing is left to chance.
-            ending: pair if len(pair) == left.kinds[ending].count else pair[random.integers(0, len(pair), len(pair))]
-            for ending, pair in pairs.items()
-        }
-        drawn = _factors(again, left.kinds)
-        totals.append(sum(kind.claimed_s + kind.guessed_s * drawn[ending] for ending, kind in left.kinds.items()))
+    totals = [sum(_totals(_again(pairs, left.kinds, random), left.kinds).values()) for _ in range(_BOOTSTRAPS)]
     total = sum(by_kind.values())
-    low, high = np.quantile(totals, [0.025, 0.975]) if totals else (total, total)
-    return Lengths(Range(total, min(float(low), total), max(float(high), total)), by_kind, factors, len(read))
+    low, high = np.quantile(totals, [0.025, 0.975])
+    return Lengths(
+        total_s=Range(total, min(float(low), total), max(float(high), total)),
+        by_kind=by_kind,
+        factors=_factors(pairs, left.kinds),
+        unclaimed=count,
+        probed=sum(map(len, pairs.values())),
+    )
 
 
 def batches(left: Left, sizes: Lengths, *, seconds: float, by_length: bool) -> Iterator[tuple[str, pa.Table]]:
@@ -176,53 +199,6 @@ def batches(left: Left, sizes: Lengths, *, seconds: float, by_length: bool) -> I
         yield ending, rows.drop_columns(["ending"])
 
 
-def probe(rows: pa.Table, *, seconds: float) -> list[float | None]:
-    """Seconds that headers state.
-
-    Args:
-        rows: `uri`, `query`, `size` and `etag` of recordings.
-        seconds: after which no more are read.
-
-    Returns:
-        Of the first recordings, as many as there was time for; None where a header states nothing.
-    """
-    found: list[float | None] = []
-    if not rows.num_rows:
-        return found
-    until = time.monotonic() + seconds
-    wanted = rows.select(["uri", "query", "size", "etag"]).to_pylist()
-    # A file that crashes or hangs a codec must not do so here.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        while len(found) < len(wanted) and time.monotonic() < until:
-            chunk = wanted[len(found) : len(found) + _PROBED_AT_ONCE]
-            try:
-                found += pool.submit(_headers, chunk).result(timeout=max(until - time.monotonic(), 5.0))
-            except (BrokenProcessPool, OutOfTime):
-                for process in list((pool._processes or {}).values()):
-                    process.kill()
-                break
-    return found
-
-
-def _headers(rows: list[dict[str, Any]]) -> list[float | None]:
-    return [_header(row) for row in rows]
-
-
-def _header(row: dict[str, Any]) -> float | None:
-    try:
-        with local_copy(row["uri"], query=row["query"], size=row["size"], etag=row["etag"]) as path:
-            with open(path, "rb") as file:
-                magic = file.read(4)
-            for backend in backends_for(magic):
-                try:
-                    return open_track(path, backend).header.claimed_s
-                except Undecodable:
-                    continue
-    except (AudioError, OSError):
-        return None
-    return None
-
-
 def _endings(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     found = pc.struct_field(pc.extract_regex(uris, r"\.(?P<ending>[A-Za-z0-9]{1,5})$"), "ending")
     return pc.fill_null(pc.utf8_lower(found), "")
@@ -238,6 +214,28 @@ def _factors(pairs: Mapping[str, NDArray[np.float64]], kinds: Mapping[str, Kind]
     every = np.concatenate([np.zeros((0, 2)), *pairs.values()])
     usual = _ratio(every)
     return {ending: _ratio(pairs[ending]) if ending in pairs else usual for ending in kinds}
+
+
+def _again(
+    pairs: Mapping[str, NDArray[np.float64]], kinds: Mapping[str, Kind], random: np.random.Generator
+) -> dict[str, float]:
+    """Factors as other headers could have shown them."""
+    drawn = {ending: pair[random.integers(0, len(pair), len(pair))] for ending, pair in pairs.items()}
+    factors = _factors(drawn, kinds)
+    read = {ending: len(pair) for ending, pair in pairs.items()}
+    for ending, kind in kinds.items():
+        count = read.get(ending, 0)
+        if count == kind.unclaimed:
+            # Where every header was read nothing is left to chance.
+            factors[ending] = _ratio(pairs[ending]) if count else 1.0
+        else:
+            factors[ending] *= float(np.exp(random.normal(0.0, _DOUBT / (1 + count))))
+    return factors
+
+
+def _totals(factors: Mapping[str, float], kinds: Mapping[str, Kind]) -> dict[str, float]:
+    """Seconds by ending."""
+    return {ending: kind.claimed_s + kind.guessed_s * factors[ending] for ending, kind in kinds.items()}
 
 
 def _ratio(pairs: NDArray[np.float64]) -> float:

@@ -39,7 +39,27 @@ def test_headers_correct_what_sizes_promise(tmp_path: Path) -> None:
     sizes = sample.lengths(sample.gather([task(rows)], seed=0), seconds=30.0, seed=0)
     assert sizes.total_s.value == pytest.approx(sum(2.0 + number for number in range(6)), rel=0.01)
     assert sizes.total_s.low <= sizes.total_s.value <= sizes.total_s.high
-    assert sizes.probed == 8
+    assert (sizes.probed, sizes.unclaimed) == (6, 8)
+    assert sizes.doubts == ["the manifest states no length of 8 recordings: theirs rests on 6 headers"]
+
+
+def test_without_headers_sizes_are_doubted() -> None:
+    rows = [{"uri": f"/nowhere/{i}.mp3", "size": 120_000} for i in range(5)]
+    rows += [{"uri": f"/nowhere/{i}.wav", "claimed_s": 50.0} for i in range(2)]
+    sizes = sample.lengths(sample.gather([task(rows)], seed=0), seconds=30.0, seed=0)
+    assert (sizes.total_s.value, sizes.probed, sizes.unclaimed) == (150.0, 0, 5)
+    assert sizes.total_s.low < 130.0
+    assert sizes.total_s.high > 250.0
+    (note,) = sizes.doubts
+    assert "of 5 recordings, and of none could the header be read" in note
+
+
+def test_every_header_leaves_nothing_to_chance(tmp_path: Path) -> None:
+    path = Path(write_speech(tmp_path / "a.wav", seconds=3.0))
+    rows: list[dict[str, object]] = [{"uri": str(path), "size": path.stat().st_size}]
+    sizes = sample.lengths(sample.gather([task(rows)], seed=0), seconds=30.0, seed=0)
+    assert sizes.total_s.low == sizes.total_s.value == sizes.total_s.high == pytest.approx(3.0)
+    assert sizes.doubts == []
 
 
 def test_a_sample_of_many_rows_is_drawn_evenly() -> None:

@@ -180,7 +180,7 @@ def plan_ahead(
             decoders=stages.decoders,
             pools=[_pool(pool) for pool in stages.pools],
             before_s=before_s,
-            notes=notes,
+            notes=[*sizes.doubts, *notes],
         )
 
 
