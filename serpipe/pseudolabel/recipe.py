@@ -130,13 +130,13 @@ class Balance(_Section):
     alpha: float = Field(
         default=1 / 3,
         ge=0,
-        description="the l-th most frequent of L classes keeps (N[L+1-l] / N[1]) ** alpha of its candidates, "
-        "classes with under 1 % of the most frequent one's keep theirs and do not count; 0 is off",
+        description="the l-th most frequent of L classes keeps (N[L+1-l] / N[1]) ** alpha of what the caps "
+        "leave of it, classes with under 1 % of the most frequent one's keep theirs and do not count; 0 is off",
         json_schema_extra={"source": "CReST (Wei et al. 2021), counts of the candidates instead of gold"},
     )
     least_rate: Share = _field(0.1, "no class keeps less than this share")
     neutral_share: Share = _field(
-        0.4, "largest share of neutral; 1 is off", "MSP-Podcast without retrieval is 46 % neutral"
+        0.4, "largest share of neutral in what is kept; 1 is off", "MSP-Podcast without retrieval is 46 % neutral"
     )
 
 
@@ -150,7 +150,8 @@ class Caps(_Section):
         json_schema_extra={"source": "80 % of MSP-Podcast comes from 26 % of its speakers"},
     )
     feed_share: Share = _field(
-        0.01, "largest share of a class from one feed, but never less than twice its even share; 1 is off"
+        0.01,
+        "largest share of what is kept of a class from one feed, but never less than twice its even share; 1 is off",
     )
     speaker: tuple[str, ...] = _field(("speaker", "speaker_id", "spk"), "the owner's columns that name the speaker")
     feed: tuple[str, ...] = _field(

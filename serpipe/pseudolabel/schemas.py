@@ -27,9 +27,9 @@ LOCAL_STAGES = (
 GLOBAL_STAGES = (
     "threshold",  # confidence, class by class
     "duplicate",  # the same audio is kept once
-    "balance",
     "speaker",  # cap per recording, speaker and class
     "feed",  # cap per feed and class
+    "balance",  # class by class; and what the caps are shares of is then less
     "budget",
 )
 """Stages that weigh a segment against all others."""

@@ -22,9 +22,9 @@ STAGES = {
     "text": "the words contradict it",
     "threshold": "below its class's threshold",
     "duplicate": "the same audio again",
-    "balance": "its class has enough",
     "speaker": "its speaker has enough",
     "feed": "its feed has enough",
+    "balance": "its class has enough",
     "budget": "beyond the budget",
 }
 """Why a stage drops a segment."""
