@@ -1,8 +1,10 @@
 """One night as a cluster job: tonight's manifest, `serpipe label`, the report, one exit code.
 
 MANIFEST may hold the date, as in s3://bucket/manifests/{date}.parquet or …/{date:%Y/%m/%d}.csv; options that are not
-the night's own are those of `serpipe label`. The exit code is the night's however often it is run: where nothing is
-left to label, that of the run which labelled it. So a job that is tried again cannot turn 3 into 0.
+the night's own are those of `serpipe label`. The exit code is the night's however often it is tried: 3 where more than
+--max-failed of the recordings that its tries together had to do are in quarantine, also where a try was killed in the
+middle or found nothing left. So a job that is tried again cannot turn 3 into 0, and a bad night stays its own: the next
+one, of the same manifest without anything new, ends with 0.
 
 Example:
     serpipe submit --working-dir . jobs/nightly.py 's3://bucket/manifests/{date}.parquet' s3://bucket/store
@@ -18,10 +20,6 @@ import click
 from serpipe.cli import main
 from serpipe.cli.exits import EXIT_BROKEN, EXIT_QUARANTINE, EXIT_USAGE
 from serpipe.errors import SerpipeError, UsageError
-from serpipe.ids import canonical_uri
-from serpipe.shard import Shard
-from serpipe.store import runs
-from serpipe.store.storage import Storage
 
 
 def dated(manifest: str, night: date) -> str:
@@ -61,21 +59,6 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def share_in_quarantine(store: str, manifest: str, shard: str | None = None) -> float:
-    """Recordings in quarantine, of all that the newest run on a manifest or a shard of it had to do; 0 without one."""
-    location, _ = canonical_uri(manifest)
-    asked = str(Shard.parse(shard)) if shard else ""
-    mine = [
-        record
-        for record in runs.load(Storage(store))
-        if record.state == "finished"
-        and (record.manifest, record.shard) == (location, asked)
-        and record.result.get("elapsed_s")
-    ]
-    newest = mine[-1].result if mine else {}
-    return float(newest.get("failed", 0) / newest["recordings"]) if newest.get("recordings") else 0.0
-
-
 def report(store: str) -> int:
     """Write the store's report; a store without a label has none, and that is no failure of the night.
 
@@ -110,17 +93,18 @@ def nightly(
     options: tuple[str, ...],
 ) -> None:
     """Label one night's MANIFEST into STORE and write the report."""
+    due = night.date() if night else date.today()
     try:
-        manifest = dated(manifest, night.date() if night else date.today())
+        manifest = dated(manifest, due)
     except SerpipeError as error:
         click.echo(f"serpipe: {error}", err=True)
         context.exit(EXIT_USAGE)
     share = [] if shard is None else ["--shard", shard]
-    code = run(["label", manifest, store, "--max-failed", str(max_failed), *share, *options])
+    code = run(
+        ["label", manifest, store, "--night", due.isoformat(), "--max-failed", str(max_failed), *share, *options]
+    )
     if code not in (0, EXIT_QUARANTINE):
         context.exit(code)
-    if code == 0 and share_in_quarantine(store, manifest, shard) > max_failed:
-        code = EXIT_QUARANTINE
     reported = report(store)
     context.exit(code or reported)
 

@@ -1,37 +1,147 @@
-"""The night's exit code where a job is tried again: that of the run which labelled it, and of its own shard."""
+"""The night's exit code where a job is tried again: that of all its tries together, and of no other night."""
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from serpipe.ids import canonical_uri
-from serpipe.store import runs
+from serpipe import plan
+from serpipe.cli import main
+from serpipe.engine import careful, tries
+from serpipe.store import closing, commit, plans, runs, version
+from serpipe.store.rows import RunFacts
 from serpipe.store.storage import Storage
+from serpipe.testing import write_speech
+from tests import faults
 from tests.conftest import ROOT
+from tests.faults.world import Recording, World
 
 NIGHTLY = runpy.run_path(str(ROOT / "jobs" / "nightly.py"))
 
+MANIFEST = "s3://bucket/night.csv"
+
 
 @pytest.fixture
-def store(tmp_path: Path) -> str:
-    """Two shards and an earlier run of all of one manifest; each failed in its own share of the recordings."""
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """An empty store, and models that refuse no segment."""
+    monkeypatch.setattr(faults.world, "refuses", lambda *_: False)
     storage = Storage(str(tmp_path / "store"))
-    location, _ = canonical_uri("s3://bucket/night.csv")
-    for run, shard, failed in (("R0", "", 1), ("R1", "0/2", 5), ("R2", "1/2", 0)):
-        record = runs.Run(run_id=run, started=runs.now(), shard=shard, manifest=location)
-        runs.finish(storage, record, result={"elapsed_s": 1.0, "recordings": 10, "failed": failed})
-    return storage.root
+    version.check(storage)
+    return storage
 
 
-@pytest.mark.parametrize(("shard", "share"), [(None, 0.1), ("0/2", 0.5), ("00/2", 0.5), ("1/2", 0.0), ("0/3", 0.0)])
-def test_the_share_is_of_the_shard_asked_for(store: str, shard: str | None, share: float) -> None:
-    assert NIGHTLY["share_in_quarantine"](store, "s3://bucket/night.csv", shard) == share
+def attempt(storage: Storage, world: World, *, settles: int | None = None, **facts: object) -> str:
+    """A run on `MANIFEST`; one that settles only so many recordings is killed behind them."""
+    closing.close_interrupted(storage)
+    run_id = runs.new_run_id()
+    wanted = {"audio": world.audio, "models": world.models}
+    todo = plan.make_plan(storage, run_id, [world.catalogue], **wanted, by_length=False, decoders=1)  # type: ignore[arg-type]
+    told: dict[str, object] = {"manifest": MANIFEST, "started": runs.now(), **wanted, **facts}
+    record = runs.Run(run_id=run_id, **told)  # type: ignore[arg-type]
+    runs.save(storage, record)
+    if todo.tasks:
+        rows = pa.concat_tables(plans.tasks(storage, run_id)).slice(0, settles)
+        for ready in world.commits(RunFacts(run_id=run_id, **wanted), rows):  # type: ignore[arg-type]
+            commit.write(storage, ready)
+    if settles is None:
+        runs.finish(storage, record)
+    return run_id
+
+
+def archive(*, good: int, broken: int) -> World:
+    return World().add(
+        *(Recording(uri=f"/a/{n:03}.wav", units=(), ends="failed") for n in range(broken)),
+        *(Recording(uri=f"/b/{n:03}.wav", units=(1,)) for n in range(good)),
+    )
+
+
+def before(storage: Storage, *, shard: str = "", night: str | None = None) -> list[str]:
+    return tries.before(storage, manifest=MANIFEST, shard=shard, night=night)
+
+
+def test_what_a_killed_try_settled_counts(storage: Storage) -> None:
+    """Sixty of a hundred are settled, forty of them failed, before the first try dies; the second is all good."""
+    world = archive(good=60, broken=40)
+    killed = attempt(storage, world, settles=60)
+    assert before(storage) == [killed]
+    last = attempt(storage, world)
+    assert tries.together(storage, [last]) == tries.Together(40, 0)
+    assert tries.together(storage, [killed, last]) == tries.Together(100, 40)
+
+
+def test_a_try_that_found_nothing_left_counts_what_was_settled_before(storage: Storage) -> None:
+    world = archive(good=3, broken=2)
+    killed = attempt(storage, world, settles=5)
+    assert tries.together(storage, [*before(storage), "without-a-plan"]) == tries.Together(5, 2)
+    assert before(storage) == [killed]
+    attempt(storage, world)
+    assert before(storage) == [], "the run that found nothing left has answered for it"
+
+
+def test_a_night_that_went_well_in_the_end_is_not_held_against_its_tries(storage: Storage) -> None:
+    """What failed for now in the first try, and was labelled by the second."""
+    world = World().add(*(Recording(uri=f"/a/{n}.wav", units=(), ends="open") for n in range(4)))
+    first = attempt(storage, world, settles=4)
+    assert tries.together(storage, [first]) == tries.Together(4, 4)
+    world.add(*(Recording(uri=f"/a/{n}.wav", units=(1,)) for n in range(4)))
+    assert tries.together(storage, [first, attempt(storage, world)]) == tries.Together(4, 0)
+
+
+def test_a_night_is_answered_for_by_itself_alone(storage: Storage) -> None:
+    """One bad night of a manifest without a date in its name; the empty ones that follow are good."""
+    world = archive(good=1, broken=3)
+    bad = attempt(storage, world, asked={"night": "2026-11-20"})
+    assert before(storage, night="2026-11-20") == [bad], "tried again, it keeps its exit code"
+    assert before(storage, night="2026-11-21") == []
+    assert before(storage) == []
+
+
+def test_tries_are_of_one_manifest_and_one_shard(storage: Storage) -> None:
+    world = archive(good=1, broken=1)
+    killed = attempt(storage, world, settles=1, shard="0/2")
+    other = attempt(storage, world, settles=0, manifest="s3://bucket/other.csv")
+    assert before(storage, shard="0/2") == [killed]
+    assert before(storage, shard="1/2") == before(storage) == []
+    assert tries.before(storage, manifest="s3://bucket/other.csv", shard="", night=None) == [other]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_nights_and_their_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, store = tmp_path / "archive", str(tmp_path / "store")
+    for number in range(2):
+        write_speech(folder / f"{number}.wav", seconds=2.0, seed=number)
+        (folder / f"{number}.mp3").write_text("<html>404</html>")
+
+    def night(date: str) -> int:
+        words = [str(folder), store, "--date", date, "--segment=whole", "--no-speech-share", "--max-failed=0.3"]
+        return int(CliRunner().invoke(NIGHTLY["nightly"], words).exit_code)
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(careful, "finish", die)
+        assert night("2026-11-20") == 1
+    assert [run.state for run in runs.load(Storage(store))] == ["stopped"]
+    assert night("2026-11-20") == 3, "nothing was left, and half is in quarantine"
+    assert night("2026-11-20") == 3
+    assert night("2026-11-21") == 0
+    write_speech(folder / "new.wav", seconds=2.0, seed=9)
+    assert night("2026-11-22") == 0, "one recording, and it is good"
 
 
 def test_a_shard_that_is_none_is_refused_by_label(tmp_path: Path) -> None:
     night = [str(tmp_path / "archive"), str(tmp_path / "store"), "--shard=2/2"]
     assert CliRunner().invoke(NIGHTLY["nightly"], night).exit_code == 2
+
+
+def test_skipped_rows_are_told_where_nothing_else_is_to_do(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,start,end\n" + "a.wav,5,2\n" * 1000)
+    done = CliRunner().invoke(main, ["label", str(tmp_path / "list.csv"), str(tmp_path / "store"), "--skip-bad-rows"])
+    assert done.exit_code == 0, done.output
+    assert "1,000 manifest rows are in quarantine: `serpipe failures " in done.stdout

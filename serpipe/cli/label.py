@@ -41,8 +41,10 @@ def demo(directory: str) -> None:
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of this run's recordings in quarantine, whole or in part, above which the exit code is 3.",
+    help="Share of this run's recordings in quarantine, whole or in part, above which the exit code is 3. Those of "
+    "tries before it count: runs on MANIFEST since the last that came to its end, and those of the same --night.",
 )
+@click.option("--night", metavar="NAME", help="Tries of one night have it in common, and so their exit code.")
 @click.option("--forecast", type=click.Path(dir_okay=False), help="What `serpipe plan --out` wrote, to be compared.")
 def label(
     manifest: str,
@@ -89,6 +91,9 @@ def _summary(result: Result) -> Iterator[str]:
     yield from result.kept
     if result.run_id is None:
         yield f"nothing new: {result.done_before:,} recordings are labelled already in {result.store}"
+        if result.bad_rows:
+            yield f"{result.bad_rows:,} manifest rows are in quarantine: `serpipe failures {result.store}` says why"
+        yield from _tries(result)
         return
     hours, speed = result.audio_s / 3600, result.audio_s / max(result.elapsed_s, 1e-9)
     yield (
@@ -107,7 +112,17 @@ def _summary(result: Result) -> Iterator[str]:
         )
     if result.unsettled:
         yield f"{result.unsettled:,} recordings are not settled; the same command tries them again"
+    yield from _tries(result)
     yield f"tables: {result.store}"
+
+
+def _tries(result: Result) -> Iterator[str]:
+    """What the exit code is of, where it is not of this run alone."""
+    if result.tried:
+        yield (
+            f"with the tries before it: {result.tried_failed:,} of {result.tried:,} recordings are in quarantine "
+            f"(`serpipe failures {result.store}`)"
+        )
 
 
 def _dtypes(models: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from serpipe import ids, plan
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.audio.stage import audio_facts
-from serpipe.engine import catalogue, invalidation, request, settle
+from serpipe.engine import catalogue, invalidation, request, settle, tries
 from serpipe.engine.stopping import RunStopped, sigterm_stops
 from serpipe.errors import SerpipeError
 from serpipe.forecast import read as read_forecast
@@ -57,6 +57,8 @@ class Result:
         bad_rows: rows of the manifest that were skipped.
         left_out: files of a folder that are no audio by their ending.
         elapsed_s: seconds, Ray's start included.
+        tried: recordings that this run and the tries before it had to do together; 0 where it is the only one.
+        tried_failed: of these, those that are in quarantine now.
     """
 
     run_id: str | None
@@ -74,6 +76,8 @@ class Result:
     bad_rows: int = 0
     left_out: int = 0
     elapsed_s: float = 0.0
+    tried: int = 0
+    tried_failed: int = 0
 
     @property
     def labelled(self) -> int:
@@ -82,7 +86,17 @@ class Result:
 
     @property
     def failed_share(self) -> float:
-        """Recordings in quarantine, of all that this run had to do."""
+        """Recordings in quarantine, of all that this run and the tries before it had to do.
+
+        Tries of the same work are the runs on the same manifest and shard since the last one that came to its end,
+        and those of the same night.
+
+        Examples:
+            >>> Result(run_id="R2", store="s", recordings=40, done_before=20, tried=100, tried_failed=40).failed_share
+            0.4
+        """
+        if self.tried:
+            return self.tried_failed / self.tried
         return self.failed / self.recordings if self.recordings else 0.0
 
 
@@ -108,6 +122,7 @@ def label(
     relabel: bool = False,
     forecast: str | None = None,
     shard: str | None = None,
+    night: str | None = None,
 ) -> Result:
     """Label what a manifest names and the store does not hold yet.
 
@@ -134,6 +149,8 @@ def label(
             decoder, segmentation or treatment of channels.
         forecast: file that `serpipe plan --out` wrote; the run's record sets what it took beside it.
         shard: `INDEX/COUNT`, indices from 0: only this share of the recordings, beside runs of the other shares.
+        night: a name, such as a date, that tries of the same work have in common; `Result.failed_share` is then of all
+            of them, also after one that came to its end.
 
     Returns:
         Counts. Success means that plan and ledger agree but for what is in quarantine.
@@ -162,6 +179,8 @@ def label(
     run_id = runs.new_run_id()
     with sigterm_stops(), Lease(storage, run_id, shard=share) as held, ExitStack() as stack:
         closing.close_interrupted(storage, share)
+        asked_of = "" if share is None else str(share)
+        earlier = tries.before(storage, manifest=found.location, shard=asked_of, night=night)
         mended = None
         if share is None:
             mended = mend.mend(storage)
@@ -191,6 +210,7 @@ def label(
             "relabel": relabel,
             "manifest_fingerprint": found.fingerprint,
             "serpipe": metadata.version("serpipe"),
+            **({} if night is None else {"night": night}),
         }
         counts = {
             "store": storage.shown,
@@ -204,7 +224,7 @@ def label(
         record = runs.Run(
             run_id=run_id,
             started=runs.now(),
-            shard="" if share is None else str(share),
+            shard=asked_of,
             manifest=found.location,
             audio=audio,
             models=fingerprints,
@@ -212,8 +232,10 @@ def label(
             forecast=expected,
         )
         if not todo.tasks:
-            if read.run == run_id:
-                # The next run finds the catalogue by this record, and need not read the manifest again.
+            counts |= _tried(storage, earlier)
+            if read.run == run_id or earlier:
+                # The next run finds the catalogue by this record, and need not read the manifest again; and what was
+                # interrupted before has been answered for.
                 runs.finish(storage, record, result=counts)
             return Result(run_id=None, **counts, elapsed_s=time.monotonic() - began)
         # A model that has labelled everything is neither loaded nor asked again.
@@ -251,6 +273,7 @@ def label(
             careful.finish(storage, facts, stages, sink, board, todo.queries, relabel=relabel)
             held.check()
             ended = settle.settle(storage, facts)
+        counts |= _tried(storage, [*earlier, run_id] if earlier else [])
         result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
         sizes = {"bytes": runs.written(storage, run_id)} if expected else {}
         runs.finish(storage, record, result=asdict(result) | sizes)
@@ -258,6 +281,11 @@ def label(
         if share is None:
             ledger.compact(storage)
         return result
+
+
+def _tried(storage: Storage, runs_of_it: Sequence[str]) -> dict[str, int]:
+    together = tries.together(storage, runs_of_it)
+    return {"tried": together.recordings, "tried_failed": together.failed}
 
 
 @contextmanager
