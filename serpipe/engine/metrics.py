@@ -75,7 +75,7 @@ class Weighed:
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
         self._lock = Lock()
-        self.given = self.padded = 0
+        self._given = self._padded = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -87,12 +87,19 @@ class Weighed:
         """Hash of the weights that are loaded."""
         return self._adapter.weights_sha256
 
+    def take(self) -> tuple[int, int]:
+        """What was given since somebody last took, without padding and with it; each sample is taken once."""
+        with self._lock:
+            taken = self._given, self._padded
+            self._given = self._padded = 0
+        return taken
+
     def forward(self, waveforms: Sequence[NDArray[np.float32]], *, frames: bool) -> Outputs:
         """One micro-batch, as the adapter does it."""
         outputs = self._adapter.forward(waveforms, frames=frames)
         lengths = [len(waveform) for waveform in waveforms]
         # Beside a GPU two threads run micro-batches.
         with self._lock:
-            self.given += sum(lengths)
-            self.padded += len(lengths) * max(lengths, default=0)
+            self._given += sum(lengths)
+            self._padded += len(lengths) * max(lengths, default=0)
         return outputs

@@ -24,6 +24,7 @@ from serpipe.engine.sink import StoreSink
 from serpipe.engine.source import PlanSource
 from serpipe.errors import SerpipeError
 from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.lanes import CUDA_CALLS
 from serpipe.models.registry import ModelRef
 from serpipe.models.stage import Predict
 from serpipe.pack import rows_of, samples_of
@@ -126,10 +127,11 @@ class _Predict(Predict):
         segments = rows_of(pack, "segments")
         labelled = super().__call__(pack)
         counts = {"given_s": 0.0, "padded_s": 0.0}
+        # Of calls that overlap, one may tell what another was given: the board wants the sum.
         for adapter in self._weighed:
-            counts["given_s"] += adapter.given / SAMPLE_RATE
-            counts["padded_s"] += adapter.padded / SAMPLE_RATE
-            adapter.given = adapter.padded = 0
+            given, padded = adapter.take()
+            counts["given_s"] += given / SAMPLE_RATE
+            counts["padded_s"] += padded / SAMPLE_RATE
         if not self.keeps_audio:
             counts |= {"audio_s": len(samples_of(pack)) / SAMPLE_RATE, "segments": segments.num_rows}
         self._board.add(**counts)
@@ -176,10 +178,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
                 label_selector=placed("label"),
-                # Beside a GPU the next pack is unpacked, and the last one packed, while the network runs.
-                compute=ray.data.ActorPoolStrategy(
-                    size=pool.actors, max_concurrent_calls_per_actor=2 if pool.gpus else 1
-                ),
+                compute=actors(pool),
                 **_bounded(),
             )
         try:
@@ -192,6 +191,16 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
     stopped = board.stopped()
     if stopped is not None:
         raise stopped
+
+
+def actors(pool: Pool) -> ray.data.ActorPoolStrategy:
+    """The actors of a pool. Beside a GPU the next pack is unpacked, and the last one packed, while the network runs."""
+    if not pool.gpus:
+        return ray.data.ActorPoolStrategy(size=pool.actors)
+    # Ray would take the calls at once and still run them one after the other, on one thread.
+    return ray.data.ActorPoolStrategy(
+        size=pool.actors, max_concurrent_calls_per_actor=CUDA_CALLS, enable_true_multi_threading=True
+    )
 
 
 def _bounded() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serpipe.models.contract import SAMPLE_RATE, Adapter, Outputs
-from serpipe.models.lanes import Lanes
+from serpipe.models.lanes import Lanes, Meter
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -47,6 +47,7 @@ def run(
     budget_s: float,
     frames: bool = False,
     lanes: Lanes | None = None,
+    meter: Meter | None = None,
 ) -> Outputs:
     """Label segments.
 
@@ -57,6 +58,7 @@ def run(
         budget_s: most seconds of one micro-batch after padding.
         frames: whether frame embeddings are wanted.
         lanes: what works on micro-batches; the caller alone by default.
+        meter: is told how long they took.
 
     Returns:
         One row per segment, in the order given.
@@ -68,7 +70,7 @@ def run(
         for piece in windows(waveform, round(spec.max_seconds * SAMPLE_RATE), round(spec.min_seconds * SAMPLE_RATE)):
             pieces.append(piece)
             owners.append(owner)
-    outputs = _run_pieces(adapter, pieces, round(budget_s * SAMPLE_RATE), frames, lanes or Lanes())
+    outputs = _run_pieces(adapter, pieces, round(budget_s * SAMPLE_RATE), frames, lanes or Lanes(), meter)
     if len(pieces) == len(waveforms):
         return outputs
     return _pool(outputs, pieces, owners, len(waveforms))
@@ -97,7 +99,12 @@ def windows(waveform: NDArray[np.float32], longest: int, shortest: int) -> list[
 
 
 def _run_pieces(
-    adapter: Adapter, pieces: Sequence[NDArray[np.float32]], budget: int, frames: bool, lanes: Lanes
+    adapter: Adapter,
+    pieces: Sequence[NDArray[np.float32]],
+    budget: int,
+    frames: bool,
+    lanes: Lanes,
+    meter: Meter | None,
 ) -> Outputs:
     spec = adapter.spec
     count = len(pieces)
@@ -106,7 +113,7 @@ def _run_pieces(
     embeddings = np.zeros((count, spec.embedding_width), np.float32)
     by_frame: list[NDArray[np.float32]] = [np.zeros((0, spec.embedding_width), np.float32)] * count
     batches = micro_batches([len(piece) for piece in pieces], budget)
-    for made in lanes.map(partial(_forward, adapter, pieces, frames), batches):
+    for made in lanes.map(partial(_forward, adapter, pieces, frames), batches, meter=meter):
         for part, out in made:
             logits[part], scores[part], embeddings[part] = out.logits, out.scores, out.embeddings
             for position, value in zip(part, out.frames or (), strict=False):

@@ -1,16 +1,16 @@
 """How many seconds of padded audio make a micro-batch, sought while labelling.
 
 What is best depends on the model, the device and the lengths that come. So every pack is a measurement: the size
-doubles and halves from where it began until neither is faster, and stays there. No warm-up is spent on it.
+doubles and halves from where it began until neither is faster, and stays there. No warm-up is spent on it: the fastest
+of some packs counts, because the first may pay for a kernel's or a cache's beginning.
 """
 
 from __future__ import annotations
 
-from serpipe.models.contract import SAMPLE_RATE
-from serpipe.models.lanes import CUDA_LANES
+from threading import Lock
 
-ROUNDS = 2
-"""Packs at each size; the faster one counts, because the first may pay for a kernel's or a cache's beginning."""
+from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.lanes import CUDA_CALLS, CUDA_LANES
 
 SMALL_PARAMETERS = 10_000_000
 """Below this a call costs about as much as its work."""
@@ -27,49 +27,65 @@ SECOND_BYTES = 512 * SAMPLE_RATE // 5 * 4 * 4
 
 
 class Budget:
-    """The size of a model's micro-batches on a device.
+    """The size of a model's micro-batches on a device; calls that overlap share it.
 
     Args:
         begin: seconds to begin with.
         most: largest size; what begins above it begins there.
         lanes: how many work side by side: a pack must hold a micro-batch for each.
+        calls: packs labelled at once: at a new size, the first of each may pay for its beginning.
+
+    Attributes:
+        seconds: what the next pack's micro-batches may hold.
+        settled: whether that is the fastest; before, packs are measurements.
 
     Examples:
         >>> budget = Budget(begin=8.0, most=32.0)
         >>> for _ in range(20):
-        ...     budget.record(60.0, 1.0 if budget.seconds == 16.0 else 2.0)
+        ...     size = budget.seconds
+        ...     budget.record(size, audio_s=60.0, busy_s=1.0 if size == 16.0 else 2.0)
         >>> budget.seconds
         16.0
     """
 
-    def __init__(self, *, begin: float, most: float, lanes: int = 1) -> None:
-        self.seconds = min(begin, most)
+    def __init__(self, *, begin: float, most: float, lanes: int = 1, calls: int = 1) -> None:
         self.most = most
-        self._lanes = lanes
+        self.seconds = min(begin, most)
+        self.settled = False
+        self._lanes, self._rounds = lanes, calls + 1
         self._speeds: dict[float, list[float]] = {}
+        self._lock = Lock()
 
-    def record(self, audio_s: float, elapsed_s: float) -> None:
-        """Tell how long a pack took in micro-batches of `seconds`.
+    def record(self, size: float, *, audio_s: float, busy_s: float) -> None:
+        """Tell how long a pack took.
 
         Args:
+            size: seconds of its micro-batches, what `seconds` was when it began.
             audio_s: seconds of audio without padding; of a pack that fills no micro-batch nothing is learnt but, where
                 it is the first, that the size is too large.
-            elapsed_s: seconds it took.
+            busy_s: seconds that it kept the lanes busy, by itself: see `serpipe.models.lanes.Meter`.
         """
-        largest = audio_s / self._lanes
-        if largest < self.seconds:
-            if not self._speeds:
-                self.seconds = max(self.seconds / 2, min(self.seconds, 1.0))
+        if not audio_s or not busy_s:
             return
-        speeds = self._speeds.setdefault(self.seconds, [])
-        speeds.append(audio_s / elapsed_s)
-        if len(speeds) < ROUNDS:
+        largest = audio_s / self._lanes
+        with self._lock:
+            if largest < size:
+                if not self._speeds:
+                    self.seconds = min(self.seconds, max(size / 2, min(size, 1.0)))
+                return
+            self._speeds.setdefault(size, []).append(audio_s / busy_s)
+            self._seek(largest)
+
+    def _seek(self, largest: float) -> None:
+        """Go on to a size that is not measured yet, or to the best; a size keeps being measured while it is used."""
+        if len(self._speeds.get(self.seconds, ())) < self._rounds:
             return
         best = max(self._speeds, key=lambda size: max(self._speeds[size]))
         fresh = (
             size for size in (best / 2, best * 2) if 1.0 <= size <= min(self.most, largest) and size not in self._speeds
         )
-        self.seconds = next(fresh, best)
+        chosen = next(fresh, None)
+        self.seconds, self.settled = chosen or best, chosen is None
 
 
 def for_model(parameters: int, device: str) -> Budget:
@@ -80,4 +96,4 @@ def for_model(parameters: int, device: str) -> Budget:
 
     free, _ = torch.cuda.mem_get_info(device)
     # Half for what this does not count; what is too much all the same is halved where it fails.
-    return Budget(begin=CUDA_S, most=free / 2 / CUDA_LANES / SECOND_BYTES, lanes=CUDA_LANES)
+    return Budget(begin=CUDA_S, most=free / 2 / CUDA_LANES / SECOND_BYTES, lanes=CUDA_LANES, calls=CUDA_CALLS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,7 +36,8 @@ MODEL_FAILURE = pa.struct(
 class Predict:
     """Labels the segments of packs with one model or several, and appends a column for each.
 
-    On a CPU it sets PyTorch's threads, and has the process keep the memory that it frees.
+    On a CPU it sets PyTorch's threads, and has the process keep the memory that it frees. Calls may overlap, each with
+    a pack of its own: on a GPU that keeps the device busy between two packs.
 
     Args:
         models: names, or resolved references.
@@ -146,17 +146,18 @@ class Predict:
         frames: bool,
     ) -> tuple[Outputs, dict[int, Refusal]]:
         """Label segments; one on which the network fails is told by its place, and costs its neighbours nothing."""
-        size = self._budgets[adapter.spec.name]
-        began = time.perf_counter()
+        sizes, meter = self._budgets[adapter.spec.name], lanes.Meter()
+        size = sizes.seconds
         try:
-            outputs = batching.run(adapter, waveforms, budget_s=size.seconds, frames=frames, lanes=self._lanes)
+            outputs = batching.run(adapter, waveforms, budget_s=size, frames=frames, lanes=self._lanes, meter=meter)
         except Exception as error:
             # A traceback holds what the network had in memory, which its next try may need.
             failure = error.with_traceback(None)
         else:
-            size.record(sum(map(len, waveforms)) / SAMPLE_RATE, time.perf_counter() - began)
+            sizes.record(size, audio_s=sum(map(len, waveforms)) / SAMPLE_RATE, busy_s=meter.busy_s)
             return outputs, {}
-        alone, refused = _one_by_one(adapter, waveforms, frames=frames)
+        with self._lanes.alone():
+            alone, refused = _one_by_one(adapter, waveforms, frames=frames)
         # Where none works the fault is not the segments'.
         if not alone:
             raise failure

@@ -62,6 +62,7 @@ def test_padding_is_what_a_micro_batch_is_filled_up_with() -> None:
     clips = [rng.normal(0, 0.1, round(length * 16_000)).astype(np.float32) for length in seconds]
     outputs = adapter.forward(clips, frames=False)
     assert len(outputs.scores) == 3
-    assert (adapter.given, adapter.padded) == (7 * 16_000, 12 * 16_000)
-    share = padding_share({"given_s": adapter.given, "padded_s": adapter.padded})
-    assert share == pytest.approx(5 / 12)
+    given, padded = adapter.take()
+    assert (given, padded) == (7 * 16_000, 12 * 16_000)
+    assert padding_share({"given_s": given, "padded_s": padded}) == pytest.approx(5 / 12)
+    assert adapter.take() == (0, 0)

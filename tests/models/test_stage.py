@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 import serpipe
 from serpipe.errors import ModelError
+from serpipe.models.lanes import Lanes
 from serpipe.models.registry import resolve
 from serpipe.models.results import result_type
 from serpipe.pack import rows_of, samples_of
@@ -134,6 +138,36 @@ def test_a_segment_on_which_the_network_fails_costs_its_neighbours_nothing(pack:
     assert mine == {i: row for i, row in rows.items() if i not in refused}
     messages = [row["message"] for row in rows_of(labelled, "failures:stage_picky").to_pylist()]
     assert any("ValueError: kernel size" in message for message in messages)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_calls_that_overlap_give_what_calls_in_turn_give(pack: pa.Table, count: int) -> None:
+    """Also where the network fails on some segments, and those are tried one by one."""
+    names = ["embedded", "stage_level", "stage_picky"]
+    stage = serpipe.Predict(names, keep_audio=True)
+    alone = stage(pack)
+    stage._lanes = Lanes(count)
+    meeting = threading.Barrier(4, timeout=60)
+
+    def label(_: int) -> pa.Table:
+        meeting.wait()
+        return stage(pack)
+
+    with ThreadPoolExecutor(4) as callers:
+        together = list(callers.map(label, range(8)))
+    for labelled in together:
+        assert labelled.column_names == alone.column_names
+        for name in names:
+            assert _failures(labelled, name) == _failures(alone, name)
+            ours, theirs = (rows_of(table, f"results:{name}") for table in (labelled, alone))
+            assert ours["segment"].equals(theirs["segment"])
+            assert ours["label"].equals(theirs["label"])
+            np.testing.assert_allclose(_flat(ours["logits"]), _flat(theirs["logits"]), atol=1e-4)
+            np.testing.assert_allclose(_flat(ours["scores"]), _flat(theirs["scores"]), atol=1e-5)
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    return np.asarray(column.combine_chunks().flatten())
 
 
 def test_every_model_appends_its_own_columns(pack: pa.Table) -> None:
