@@ -68,7 +68,7 @@ def label(
 
     roles = roles_of(columns)
     if options["dtype"] == "auto":
-        for line in _dtypes(options["models"]):
+        for line in _dtypes(options["models"], options["address"]):
             click.echo(line)
     try:
         result = run(manifest, store, format=format_, columns=roles, **options)
@@ -125,10 +125,12 @@ def _tries(result: Result) -> Iterator[str]:
         )
 
 
-def _dtypes(models: tuple[str, ...]) -> list[str]:
-    """What `--dtype auto` stands for, model by model, and why."""
+def _dtypes(models: tuple[str, ...], address: str | None) -> list[str]:
+    """What `--dtype auto` stands for, model by model, and why; a cluster it has to ask stays joined to the end."""
+    from serpipe.engine.request import device
     from serpipe.models.certificate import best_dtype
     from serpipe.models.registry import resolve
 
     references = [resolve(model) for model in models]
-    return [f"{model.name}: {dtype}, {why}" for model in references for dtype, why in [best_dtype(model)]]
+    where = click.get_current_context().with_resource(device(address))
+    return [f"{model.name}: {dtype}, {why}" for model in references for dtype, why in [best_dtype(model, where)]]

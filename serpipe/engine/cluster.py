@@ -44,6 +44,15 @@ class Cluster:
     object_store_bytes: float
 
 
+def gpus_here() -> float:
+    """GPUs of this machine, as a Ray that is started on it counts them."""
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    count = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
+    return float(count if visible is None else min(count, len(visible)))
+
+
 CONNECT_S = 20.0
 """Seconds that a cluster has to take a connection."""
 

@@ -171,7 +171,7 @@ def label(
     began = time.monotonic()
     share = None if shard is None else Shard.parse(shard)
     expected = read_forecast(forecast) if forecast else {}
-    references = request.resolved(models, dtype)
+    references = request.resolved(models, dtype, request.device(address))
     fingerprints = {model.name: model.fp for model in references}
     found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     storage = Storage(store)

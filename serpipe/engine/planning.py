@@ -112,7 +112,7 @@ def plan_ahead(
     """
     began = time.monotonic()
     share = None if shard is None else Shard.parse(shard)
-    references = request.resolved(models, dtype)
+    references = request.resolved(models, dtype, request.device(gpus=_here().gpus if gpus is None else gpus))
     found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     with ExitStack() as stack:
         storage = Unwritten(store, stack.enter_context(tempfile.TemporaryDirectory(prefix="serpipe-plan-")))
@@ -249,14 +249,11 @@ def _spread(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Ma
 
 def _here() -> forecast.Cluster:
     """This machine, as Ray would count it."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager
     from ray._private.utils import get_num_cpus
 
-    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
-    if visible is not None:
-        gpus = min(gpus, len(visible))
-    return forecast.Cluster(cpus=float(get_num_cpus()), gpus=float(gpus))
+    from serpipe.engine.cluster import gpus_here
+
+    return forecast.Cluster(cpus=float(get_num_cpus()), gpus=gpus_here())
 
 
 def _tasks(storage: Storage, run: str, todo: plan.Plan) -> Iterator[pa.Table]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
@@ -44,21 +47,59 @@ class Cut:
         return self.segmentation in ("whole", "given")
 
 
-def resolved(models: Sequence[str], dtype: str) -> list[ModelRef]:
+@contextmanager
+def device(address: str | None = None, *, gpus: float | None = None) -> Iterator[str]:
+    """Where a run computes: `cuda` or `cpu`. A cluster that has to be asked stays joined for the `with` block.
+
+    Args:
+        address: of the run's cluster, as `serpipe.engine.cluster.joined` takes it.
+        gpus: what the run will have, where that is known.
+
+    Raises:
+        SerpipeError: `CLUSTER_UNREACHABLE`.
+
+    Examples:
+        >>> with device(gpus=2.0) as where:
+        ...     where
+        'cuda'
+    """
+    # Ray is asked, never started for this: a night without work does without it.
+    named = (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    if gpus is not None:
+        yield _device(gpus)
+    elif named or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        from serpipe.engine.cluster import joined
+
+        with joined(address) as cluster:
+            yield _device(cluster.gpus)
+    else:
+        from serpipe.engine.cluster import gpus_here
+
+        yield _device(gpus_here())
+
+
+def _device(gpus: float) -> str:
+    return "cuda" if gpus >= 1 else "cpu"
+
+
+def resolved(models: Sequence[str], dtype: str, device: AbstractContextManager[str]) -> list[ModelRef]:
     """The models that are asked for, hashed and not loaded.
 
     Args:
         models: as `serpipe.models.registry.resolve` takes them.
         dtype: number format, or `auto`.
+        device: where they will compute; entered for `auto` alone.
 
     Raises:
         UsageError: `MODEL_NONE`, `MODEL_TWICE`, `MODEL_UNKNOWN`.
         ModelError: `MODEL_WEIGHTS_MISSING`.
+        SerpipeError: `CLUSTER_UNREACHABLE`.
     """
     if not models:
         raise UsageError("MODEL_NONE", "no model was asked for; name one with --model, `serpipe models` lists them")
     if dtype == "auto":
-        references = [replace(model, dtype=best_dtype(model)[0]) for model in map(resolve, models)]
+        with device as where:
+            references = [replace(model, dtype=best_dtype(model, where)[0]) for model in map(resolve, models)]
     else:
         references = [resolve(model, dtype=dtype) for model in models]
     names = [model.name for model in references]

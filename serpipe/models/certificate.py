@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serpipe.audio.decode import Decoding
 from serpipe.errors import AudioError, ModelError, UsageError
 from serpipe.models import batching, budget, weights
 from serpipe.models.contract import SAMPLE_RATE, Outputs
@@ -89,19 +88,24 @@ class Certificate:
 
 
 def certify(
-    model: ModelRef, audio: str, *, device: str, drift: float = PROBABILITY_DRIFT, per_bucket: int = PER_BUCKET
+    model: ModelRef,
+    audio: str | Sequence[NDArray[np.float32]],
+    *,
+    device: str,
+    drift: float = PROBABILITY_DRIFT,
+    per_bucket: int = PER_BUCKET,
 ) -> Certificate:
-    """Measure a model on a folder of audio and keep the certificate for `--dtype auto`.
+    """Measure a model on audio and keep the certificate for `--dtype auto`.
 
     Args:
         model: any dtype; every one the device knows is measured.
-        audio: folder of recordings.
+        audio: folder of recordings, or waveforms: mono at 16 kHz.
         device: `cpu` or `cuda`.
         drift: largest change of a score that is accepted.
         per_bucket: segments measured in each length bucket; fewer take less time and prove less.
 
     Raises:
-        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes; `DEVICE_MISSING`.
+        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes, or no waveform was given; `DEVICE_MISSING`.
     """
     import torch
 
@@ -111,7 +115,7 @@ def certify(
             "this machine has no GPU that torch can use; certify on one that has, or leave --device out. With a GPU: "
             "`nvidia-smi` shows its driver, and torch must be a build for CUDA",
         )
-    clips = _clips(audio, per_bucket)
+    clips = _clips(_decoded(audio, 4 * per_bucket) if isinstance(audio, str) else audio, per_bucket)
     # As large as a run may take them: a batch of many rows is what moves an answer.
     budget_s = budget.for_model(model.spec.parameters, device).most
     alone: dict[int, Outputs] = {}
@@ -150,32 +154,25 @@ def certify(
     return certificate
 
 
-def best_dtype(model: ModelRef) -> tuple[str, str]:
-    """What `--dtype auto` stands for.
+def best_dtype(model: ModelRef, device: str) -> tuple[str, str]:
+    """What `--dtype auto` stands for on a device.
+
+    Args:
+        model: any dtype.
+        device: `cpu` or `cuda`, where the run computes; what was measured on the other says nothing of its kernels.
 
     Returns:
-        The number format, and in words where that comes from. Where certificates of two devices disagree, float32; so
-        too where one measured other code than would compute: another adapter or another torch.
+        The number format, and in words where that comes from. Float32 where there is no certificate of this device, or
+        one that measured other code than would compute: another adapter or another torch.
     """
-    read = {
-        device: json.loads(path.read_text()) for device in ("cpu", "cuda") if (path := _path(model, device)).exists()
-    }
-    computes = (model.spec.adapter_epoch, version("torch"))
-    found = {
-        device: one["chosen"]
-        for device, one in read.items()
-        if (one.get("adapter_epoch"), one.get("torch")) == computes
-    }
-    if len(found) < len(read):
-        return "float32", (
-            f"its certificate is not of this adapter and torch {computes[1]}; "
-            f"`serpipe models certify {model.name} --audio DIR` makes a new one"
-        )
-    if len(set(found.values())) == 1:
-        return next(iter(found.values())), f"certified on {' and '.join(found)}"
-    if found:
-        return "float32", "its certificates disagree"
-    return "float32", f"it has no certificate; `serpipe models certify {model.name} --audio DIR` makes one"
+    path, torch = _path(model, device), version("torch")
+    command = f"`serpipe models certify {model.name} --audio DIR --device {device}` makes"
+    if not path.exists():
+        return "float32", f"it has no certificate for {device}, where this run labels; {command} one"
+    found = json.loads(path.read_text())
+    if (found.get("adapter_epoch"), found.get("torch")) != (model.spec.adapter_epoch, torch):
+        return "float32", f"its certificate for {device} is not of this adapter and torch {torch}; {command} a new one"
+    return found["chosen"], f"certified on {device}, where this run labels"
 
 
 def _compare(
@@ -219,19 +216,31 @@ def _choose(measures: Sequence[Measure], drift: float) -> str:
     return min(speeds, key=lambda dtype: speeds[dtype])
 
 
-def _clips(audio: str, per_bucket: int) -> dict[tuple[float, float], list[NDArray[np.float32]]]:
-    """Cut whatever decodes into segments of every bucket, until each has enough."""
-    clips: dict[tuple[float, float], list[NDArray[np.float32]]] = {bucket: [] for bucket in BUCKETS_S}
-    rng = np.random.default_rng(0)
+def _decoded(audio: str, most: int) -> list[NDArray[np.float32]]:
+    """Whatever decodes in a folder, up to so many recordings."""
+    # Waveforms are certified on machines without codecs too.
+    from serpipe.audio.decode import Decoding
+
     waveforms: list[NDArray[np.float32]] = []
     for path in sorted(Path(audio).rglob("*")):
-        if path.is_file() and len(waveforms) < 4 * per_bucket:
+        if path.is_file() and len(waveforms) < most:
             try:
                 waveforms.append(np.concatenate([block[0] for block in Decoding(str(path))]))
             except (AudioError, OSError, ValueError):
                 continue
     if not waveforms:
         raise UsageError("CERTIFICATE_NO_AUDIO", f"nothing in {audio} decodes; give a folder of speech")
+    return waveforms
+
+
+def _clips(
+    waveforms: Sequence[NDArray[np.float32]], per_bucket: int
+) -> dict[tuple[float, float], list[NDArray[np.float32]]]:
+    """Cut waveforms into segments of every bucket, until each has enough."""
+    if not sum(map(len, waveforms)):
+        raise UsageError("CERTIFICATE_NO_AUDIO", "there is no audio to measure on; give a folder of speech")
+    clips: dict[tuple[float, float], list[NDArray[np.float32]]] = {bucket: [] for bucket in BUCKETS_S}
+    rng = np.random.default_rng(0)
     everything = np.concatenate(waveforms)
     for (least, most), members in clips.items():
         while len(members) < per_bucket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from serpipe.cli import main
-from serpipe.errors import ModelError
+from serpipe.engine import request
+from serpipe.errors import ModelError, UsageError
 from serpipe.models import certificate
 from serpipe.models.passport import issue
 from serpipe.models.registry import RANDOM_WEIGHTS, resolve
-from serpipe.testing import make_checkpoint, write_speech
+from serpipe.testing import make_checkpoint, speech_like, write_speech
 
 
 def test_the_embedded_models_passport() -> None:
@@ -67,27 +69,55 @@ def test_the_certificate_chooses_within_its_budget(tmp_path: Path, monkeypatch: 
     for seed in range(2):
         write_speech(tmp_path / "audio" / f"{seed}.wav", seconds=40.0, seed=seed)
     model = resolve("embedded")
-    assert certificate.best_dtype(model)[0] == "float32"
+    assert certificate.best_dtype(model, "cpu")[0] == "float32"
     told = CliRunner().invoke(main, ["label", "nowhere", str(tmp_path / "store"), "--dtype", "auto"])
-    assert "embedded: float32, it has no certificate" in told.output
+    assert "embedded: float32, it has no certificate for " in told.output
     made = certificate.certify(model, str(tmp_path / "audio"), device="cpu")
     exact = [row for row in made.measures if row.dtype == "float32"]
     assert len(exact) == len(certificate.BUCKETS_S)
     assert all(row.scores < 1e-5 and row.batched < 1e-5 and not row.flips for row in exact)
     half = [row for row in made.measures if row.dtype == "bfloat16"]
     assert max(row.scores for row in half) > 1e-4, "half precision cannot be exact: is it measured at all?"
-    assert certificate.best_dtype(model)[0] == made.chosen
+    assert certificate.best_dtype(model, "cpu") == (made.chosen, "certified on cpu, where this run labels")
     told = CliRunner().invoke(main, ["label", "nowhere", str(tmp_path / "store"), "--dtype", "auto"])
-    assert f"embedded: {made.chosen}, certified on cpu" in told.output
+    with request.device() as where:
+        assert f"embedded: {', '.join(certificate.best_dtype(model, where))}" in told.output
     newer = replace(model, spec=replace(model.spec, adapter_epoch=model.spec.adapter_epoch + 1))
-    assert certificate.best_dtype(newer)[0] == "float32"
+    assert certificate.best_dtype(newer, "cpu")[0] == "float32"
     with monkeypatch.context() as patched:
         patched.setattr(certificate, "version", lambda _: "99.0")
-        dtype, why = certificate.best_dtype(model)
+        dtype, why = certificate.best_dtype(model, "cpu")
         assert dtype == "float32"
-        assert (
-            "not of this adapter and torch 99.0; `serpipe models certify embedded --audio DIR` makes a new one" in why
+        assert why == (
+            "its certificate for cpu is not of this adapter and torch 99.0; "
+            "`serpipe models certify embedded --audio DIR --device cpu` makes a new one"
         )
     strict = certificate.certify(model, str(tmp_path / "audio"), device="cpu", drift=1e-6)
     assert strict.chosen == "float32"
     assert np.isfinite([row.speed for row in strict.measures]).all()
+
+
+def test_a_certificate_of_one_device_says_nothing_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CPU rounds away is not what a GPU does, and a run is told which of them it lacks."""
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path))
+    model = resolve("embedded")
+    voice = [speech_like(12.0, seed=1), speech_like(9.0, seed=2)]
+    made = certificate.certify(model, voice, device="cpu", drift=1.0, per_bucket=2)
+    path = next((tmp_path / "certificates").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chosen": "bfloat16"}))
+    assert {row.bucket_s for row in made.measures} == set(certificate.BUCKETS_S)
+    assert request.resolved(["embedded"], "auto", nullcontext("cpu"))[0].dtype == "bfloat16"
+    assert request.resolved(["embedded"], "auto", nullcontext("cuda"))[0].dtype == "float32"
+    assert certificate.best_dtype(model, "cuda") == (
+        "float32",
+        "it has no certificate for cuda, where this run labels; "
+        "`serpipe models certify embedded --audio DIR --device cuda` makes one",
+    )
+    path.rename(path.with_name(path.name.replace("-cpu.json", "-cuda.json")))
+    assert request.resolved(["embedded"], "auto", nullcontext("cuda"))[0].dtype == "bfloat16"
+    assert request.resolved(["embedded"], "auto", nullcontext("cpu"))[0].dtype == "float32"
+
+
+def test_nothing_cannot_be_certified_on() -> None:
+    with pytest.raises(UsageError, match="CERTIFICATE_NO_AUDIO"):
+        certificate.certify(resolve("embedded"), [], device="cpu")
