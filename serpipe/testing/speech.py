@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+_WIDTHS_HZ = (80.0, 110.0, 160.0)
+"""Of the formants, from the lowest."""
 
 
 def speech_like(
@@ -27,8 +31,6 @@ def speech_like(
         >>> speech_like(1.0, sample_rate=8_000).shape
         (8000,)
     """
-    from scipy.signal import lfilter
-
     rng = np.random.default_rng(seed)
     n = round(seconds * sample_rate)
     if n == 0:
@@ -55,17 +57,25 @@ def speech_like(
     for start in range(0, n, block):
         piece = pulses[start : start + block]
         formants = (rng.uniform(300, 800), rng.uniform(900, 2200), rng.uniform(2300, 3000))
-        for formant, width in zip(formants, (80.0, 110.0, 160.0), strict=True):
-            if formant < 0.45 * sample_rate:
-                radius = np.exp(-np.pi * width / sample_rate)
-                angle = 2 * np.pi * formant / sample_rate
-                voice[start : start + len(piece)] += lfilter(
-                    [1 - radius], [1, -2 * radius * np.cos(angle), radius**2], piece
-                )
+        voice[start : start + len(piece)] = _resonated(piece, formants, sample_rate)
     voice *= envelope
     voice += 1e-4 * rng.standard_normal(n)
     spoken: NDArray[np.float32] = (0.5 * voice / max(np.max(np.abs(voice)), 1e-9)).astype(np.float32)
     return spoken
+
+
+def _resonated(pulses: NDArray[np.float64], formants: Sequence[float], sample_rate: int) -> NDArray[np.float64]:
+    """What resonators side by side make of pulses, from rest: y[n] = (1 - r) x[n] + 2 r cos(w) y[n-1] - r^2 y[n-2]."""
+    places = np.arange(len(pulses))
+    response = np.zeros(len(pulses))
+    for formant, width in zip(formants, _WIDTHS_HZ, strict=True):
+        if formant < 0.45 * sample_rate:
+            radius = np.exp(-np.pi * width / sample_rate)
+            angle = 2 * np.pi * formant / sample_rate
+            response += (1 - radius) * radius**places * np.sin((places + 1) * angle) / np.sin(angle)
+    size = 2 * len(pulses)
+    heard: NDArray[np.float64] = np.fft.irfft(np.fft.rfft(pulses, size) * np.fft.rfft(response, size), size)
+    return heard[: len(pulses)]
 
 
 def write_speech(
