@@ -89,8 +89,8 @@ class Lengths:
         if not self.probed:
             return [
                 f"the manifest states no length of {self.unclaimed:,} recordings, and of none could the header be "
-                f"read: hours, wall time and cost rest on file sizes and may be {GUESS_OFF:g} times off; give the manifest a "
-                "column `duration`, or plan nearer to the archive"
+                f"read: hours, wall time and cost rest on file sizes and may be {GUESS_OFF:g} times off; give the "
+                "manifest a column `duration`, or plan nearer to the archive"
             ]
         return [
             f"the manifest states no length of {self.unclaimed:,} recordings: theirs rests on {self.probed:,} headers"

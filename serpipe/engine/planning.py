@@ -15,7 +15,7 @@ import pyarrow as pa
 from serpipe import forecast, plan, rehearsal, sample
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
-from serpipe.engine import catalogue, request
+from serpipe.engine import again, catalogue, request
 from serpipe.engine.label import Embeddings
 from serpipe.forecast import Forecast, Rehearsal, Work
 from serpipe.manifest import open_manifest
@@ -124,7 +124,14 @@ def plan_ahead(
         todo = plan.make_plan(
             storage,
             run,
-            read.parts if share is None else [catalogue.of_shard(part, share) for part in read.parts],
+            again.parts(
+                storage,
+                read.parts,
+                cut=cut,
+                models=[model.name for model in references],
+                roots=allow_roots,
+                shard=share,
+            ),
             audio=cut.audio,
             models={model.name: model.fp for model in references},
             by_length=cut.by_length,
@@ -218,9 +225,10 @@ def _rehearsed(
         rehearsal.Company(
             decoders=stages.decoders,
             decode=stages.decode,
-            models=tuple(references),
-            actors=sum(pool.actors for pool in stages.pools),
-            threads=max(stages.pools[0].cores, 1),
+            crews=tuple(
+                rehearsal.Crew(models=pool.models, actors=pool.actors, threads=max(pool.cores, 1))
+                for pool in stages.pools
+            ),
             gpu=gpus >= 1,
             embeddings=stages.embeddings,
             audio=cut.audio,

@@ -17,9 +17,9 @@ from serpipe.audio.child import end_with
 from serpipe.errors import SerpipeError
 from serpipe.forecast import Rehearsal, Stage
 from serpipe.rehearsal import decoding, labelling, summary
-from serpipe.rehearsal.company import Batch, Clock, Company, Decoded, Labelled
+from serpipe.rehearsal.company import Batch, Clock, Company, Crew, Decoded, Labelled
 
-__all__ = ["Batch", "Company", "rehearse"]
+__all__ = ["Batch", "Company", "Crew", "rehearse"]
 
 RUSH_SHARE = 0.2
 """Share of a rehearsal after which decoders wait for models that are slower than they."""
@@ -49,9 +49,10 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
     clock = Clock(context.Event(), context.Value("d", 0.0), context.Value("d", 0.0))
-    packs, told = context.Queue(maxsize=2 * company.actors), context.Queue()
+    packs, told = [context.Queue(maxsize=2 * crew.actors) for crew in company.crews], context.Queue()
     jobs: list[tuple[Any, Any]] = [(decoding.work, batches[i :: company.decoders]) for i in range(company.decoders)]
-    jobs += [(labelling.work, place) for place in range(company.actors)]
+    pools = [pool for pool, crew in enumerate(company.crews) for _ in range(crew.actors)]
+    jobs += [(labelling.work, (pool, gpu)) for gpu, pool in enumerate(pools)]
     workers = [
         context.Process(target=_work, args=(os.getpid(), job, mine, company, clock, packs, told), daemon=True)
         for job, mine in jobs
@@ -65,7 +66,12 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         clock.until.value = started + seconds
         clock.go.set()
         decoded = [_next(told, workers, seconds + _READY_S)[1:] for _ in range(company.decoders)]
-        labelled = _ended(packs, told, workers, company.actors)
+        # A pool ends when those before it have: they hand their packs on to it.
+        labelled = [
+            done
+            for crew, queue_ in zip(company.crews, packs, strict=True)
+            for done in _ended(queue_, told, workers, crew.actors)
+        ]
     finally:
         for worker in workers:
             if worker.pid is not None:
@@ -92,7 +98,9 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         segments=summary.segments_of(done, shares),
         heard=heard,
         start_s=started - began,
-        load_s=min((at - began for kind, at in ready if kind == "labeller"), default=0.0),
+        load_s=sum(
+            min((at - began for _, at, of in ready if of == pool), default=0.0) for pool in range(len(company.crews))
+        ),
     )
 
 

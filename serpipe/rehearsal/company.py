@@ -22,16 +22,29 @@ Batch = tuple[str, pa.Table]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """The model processes of one pool.
+
+    Attributes:
+        models: what each of them hosts.
+        actors: how many they are.
+        threads: of each of them.
+    """
+
+    models: tuple[ModelRef, ...]
+    actors: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Company:
     """The workers of a rehearsal.
 
     Attributes:
         decoders: decode processes.
         decode: keyword arguments of `serpipe.audio.stage.Decode`.
-        models: what every model process hosts.
-        actors: model processes.
-        threads: of each of them.
-        gpu: whether each has a GPU of its own.
+        crews: model processes, in the order a pack passes them.
+        gpu: whether each model process has a GPU of its own.
         embeddings: `utterance`, `frame` or `none`.
         audio: audio fingerprint.
         bundle_bytes: labelled rows that make a commit.
@@ -39,13 +52,16 @@ class Company:
 
     decoders: int
     decode: Mapping[str, Any]
-    models: tuple[ModelRef, ...]
-    actors: int
-    threads: int
+    crews: tuple[Crew, ...]
     gpu: bool
     embeddings: str
     audio: str
     bundle_bytes: int
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """Of all pools."""
+        return tuple(model for crew in self.crews for model in crew.models)
 
 
 @dataclass(slots=True)

@@ -29,23 +29,23 @@ HELD = 4
 _WARM_S = 8
 
 
-def work(batches: Sequence[Batch], company: Company, clock: Clock, packs: Any, told: Any) -> None:
+def work(batches: Sequence[Batch], company: Company, clock: Clock, packs: Sequence[Any], told: Any) -> None:
     """Decode batches until the time is over; tell `decoder` when ready, and `decoded` at the end.
 
     Args:
         batches: in an order of which every beginning stands for the whole.
         company: the workers.
         clock: when to begin and to end.
-        packs: queue to the models.
+        packs: queue to each pool of models; a decoder knows the first.
         told: queue to who asked.
     """
     try:
         decode = _warm(company)
-        told.put(("decoder", time.monotonic()))
+        told.put(("decoder", time.monotonic(), -1))
         clock.go.wait()
         done: list[Decoded] = []
         before_s, cpu_s = _cpu_s(), 0.0
-        gate = _Gate(clock, packs)
+        gate = _Gate(clock, packs[0])
         for kind, rows in batches:
             if clock.over:
                 break

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from serpipe.models.contract import SAMPLE_RATE
-from serpipe.rehearsal.company import Clock, Company, Labelled, Pace, Phase, heard_s
+from serpipe.rehearsal.company import Clock, Company, Crew, Labelled, Pace, Phase, heard_s
 from serpipe.store.storage import Storage
 
 WARM_S = 10.0
@@ -25,27 +25,37 @@ TURN_S = 5.0
 """Seconds of a quick model's work between two looks at the clock."""
 
 
-def work(place: int, company: Company, clock: Clock, packs: Any, told: Any) -> None:
+def work(place: tuple[int, int], company: Company, clock: Clock, packs: Sequence[Any], told: Any) -> None:
     """Label packs until the queue ends; tell `labeller` when ready, and `labelled` at the end.
 
     Args:
-        place: which of the visible GPUs is this process's own, where there are any.
+        place: the pool, and which of the visible GPUs is this process's own, where there are any.
         company: the workers.
         clock: when to begin and to end.
-        packs: queue from the decoders; None ends it.
+        packs: queue to each pool; None ends it.
         told: queue to who asked.
     """
+    pool, gpu = place
+    mine, further = packs[pool], packs[pool + 1 : pool + 2]
     try:
         if company.gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = _gpu(place)
-        stages = _loaded(company)
-        told.put(("labeller", time.monotonic()))
+            os.environ["CUDA_VISIBLE_DEVICES"] = _gpu(gpu)
+        stages = _loaded(company, company.crews[pool])
+        told.put(("labeller", time.monotonic(), pool))
         clock.go.wait()
         done, written = Labelled(), _Written(company)
         pace: dict[str, float] = {}
-        while (pack := packs.get()) is not None:
+        while (pack := mine.get()) is not None:
             for piece in _pieces(pack, stages, pace, clock):
-                written.add(_labelled(piece, stages, pace, done, clock.phase), heard_s(piece))
+                labelled = _labelled(piece, stages, pace, done, clock.phase)
+                if further:
+                    further[0].put(labelled)
+                else:
+                    written.add(labelled, heard_s(piece))
+        for queue in further:
+            # What is under way must be there before the word that nothing more comes.
+            queue.close()
+            queue.join_thread()
         written.end(done)
         told.put(("labelled", done))
     except BaseException as error:
@@ -58,7 +68,7 @@ def _gpu(place: int) -> str:
     return str(place) if visible is None else visible.split(",")[place]
 
 
-def _loaded(company: Company) -> dict[str, Any]:
+def _loaded(company: Company, crew: Crew) -> dict[str, Any]:
     """Each model as a stage of its own, so that each is timed."""
     from serpipe.models.stage import Predict
 
@@ -68,9 +78,9 @@ def _loaded(company: Company) -> dict[str, Any]:
             embeddings=company.embeddings,
             keep_audio=True,
             device="cuda" if company.gpu else "cpu",
-            threads=company.threads,
+            threads=crew.threads,
         )
-        for model in company.models
+        for model in crew.models
     }
 
 

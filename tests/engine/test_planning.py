@@ -17,7 +17,7 @@ from serpipe.engine import catalogue
 from serpipe.engine.planning import plan_ahead
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.models.registry import resolve
-from serpipe.rehearsal import Company, labelling, rehearse
+from serpipe.rehearsal import Company, Crew, labelling, rehearse
 from serpipe.rehearsal.company import Clock
 from serpipe.store.storage import Storage
 from tests.bench import Bench, write_archive
@@ -64,7 +64,36 @@ def test_the_command_speaks_json_and_assumes_gpus_aloud(tmp_path: Path) -> None:
     assert told["gpu_hours"] > 0
     assert told["cores_per_gpu"] > 0
     if told["rehearsal"]["models"]["embedded"]["where"] == "assumed":
-        assert "not rehearsed" in told["notes"][0]
+        assert "not rehearsed" in told["notes"][-1]
+
+
+def test_each_pool_is_rehearsed_with_its_own_models_alone(tmp_path: Path) -> None:
+    """As in a run: a pack passes one pool after the other, and no process loads what another one hosts."""
+    write_archive(tmp_path / "archive")
+    told = plan_ahead(
+        str(tmp_path / "archive"),
+        str(tmp_path / "store"),
+        models=("embedded", "mel-statistics"),
+        pools=("mel-statistics:1",),
+        segmentation=SEGMENTATION,
+        speech=False,
+        rehearse_s=2.0,
+        cpus=4.0,
+        gpus=0.0,
+    )
+    assert told.rehearsal is not None
+    assert all(told.rehearsal.models[name].busy_s > 0 for name in ("embedded", "mel-statistics"))
+    assert [pool.models for pool in told.pools] == [("mel-statistics",), ("embedded",)]
+    # The last pool writes what all have labelled.
+    assert told.bytes["predictions"] > 0
+
+
+def test_a_model_process_loads_the_models_of_its_pool() -> None:
+    crews = tuple(Crew(models=(resolve(name),), actors=1, threads=1) for name in ("embedded", "mel-statistics"))
+    company = Company(
+        decoders=1, decode={}, crews=crews, gpu=False, embeddings="none", audio="0" * 16, bundle_bytes=1 << 20
+    )
+    assert [[*labelling._loaded(company, crew)] for crew in crews] == [["embedded"], ["mel-statistics"]]
 
 
 @pytest.mark.parametrize(
@@ -102,9 +131,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_rehearsal_with_its_reason(tmp_pa
     company = Company(
         decoders=1,
         decode={"segmentation": SEGMENTATION, "models": {"embedded": lost.fp}},
-        models=(lost,),
-        actors=1,
-        threads=1,
+        crews=(Crew(models=(lost,), actors=1, threads=1),),
         gpu=False,
         embeddings="none",
         audio="0" * 16,
