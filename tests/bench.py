@@ -68,7 +68,7 @@ class Mortal(Storage):
         super().put(name, data)
 
     def delete(self, name: str) -> None:
-        if self._change(name):
+        if self.exists(name) and self._change(name):
             raise Killed(name)
         super().delete(name)
 

@@ -2,20 +2,25 @@
 
 Order is the guarantee. What describes the rows comes first; then each model's predictions file, which is that model's
 commit and lists in its footer every unit it settles; then the ledger, which is only an index over those footers. A
-commit that is carried out twice finds its predictions files and adopts them.
+commit that is carried out twice finds its predictions files and adopts them. Its second try may come to other rows, for
+a recording may be out of reach meanwhile, or back: without predictions the first try's files are replaced or deleted,
+with some of them what the first try described is what the other models may settle.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from serpipe.labels import MAPPING_VERSION
 from serpipe.store import layout, parquet, schemas
+from serpipe.store.rowsets import having, lacking
 from serpipe.store.storage import Storage
+
+_UNIT = ["recording_id", "unit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +93,9 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
             (layout.segments(audio, name), commit.segments, schemas.SEGMENTS),
             (layout.quarantine(name), commit.quarantine, schemas.QUARANTINE),
         ):
-            if table.num_rows:
-                parquet.write(storage, file, table, schema, common)
-    open_parts = [part for part in commit.models if part.model not in done]
+            _describe(storage, file, table, schema, common)
+    adopted = {model: settled_by(storage, files[model]) for model in sorted(done)}
+    open_parts = [_agreeing(part, commit, adopted) for part in commit.models if part.model not in done]
     for part in open_parts:
         facts = common | _facts(part)
         for file, table, schema in (
@@ -98,14 +103,45 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
             (layout.frames(part.model, part.fp, name), part.frames, schemas.frames(part.width)),
             (layout.quarantine(name, part.model), part.quarantine, schemas.QUARANTINE),
         ):
-            if table is not None and table.num_rows:
-                parquet.write(storage, file, table, schema, facts)
+            _describe(storage, file, table, schema, facts)
     for part in open_parts:
         facts = common | _facts(part) | {"settled": parquet.pack_table(part.settled)}
         guard()
         parquet.write(storage, files[part.model], part.predictions, schemas.PREDICTIONS, facts)
-    settled = [part.settled for part in open_parts] + [settled_by(storage, files[model]) for model in sorted(done)]
-    return index(storage, name, settled)
+    return index(storage, name, [*(part.settled for part in open_parts), *adopted.values()])
+
+
+def _agreeing(part: ModelRows, commit: Commit, adopted: dict[str, pa.Table]) -> ModelRows:
+    """A model's part without units that ended otherwise when the commit was begun, and are described so; they are left.
+
+    Args:
+        part: of a model that has not committed.
+        commit: as it is carried out now.
+        adopted: what each model that has committed settled then.
+    """
+    then = pa.concat_tables([schemas.LEDGER.empty_table(), *adopted.values()])
+    now = [other.settled for other in commit.models if other.model in adopted]
+    changed = lacking(pa.concat_tables([schemas.LEDGER.empty_table(), *now]), then, [*_UNIT, "status", "segments"])
+    if not changed.num_rows:
+        return part
+    predictions = lacking(part.predictions, changed, _UNIT)
+    return replace(
+        part,
+        predictions=predictions,
+        embeddings=None if part.embeddings is None else having(part.embeddings, predictions, ["segment_id"]),
+        frames=None if part.frames is None else having(part.frames, predictions, ["segment_id"]),
+        quarantine=lacking(part.quarantine, changed, _UNIT),
+        settled=lacking(part.settled, changed, _UNIT),
+    )
+
+
+def _describe(storage: Storage, file: str, table: pa.Table | None, schema: pa.Schema, facts: dict[str, str]) -> None:
+    """Write what describes a commit's rows, or make sure that nothing does."""
+    if table is not None and table.num_rows:
+        parquet.write(storage, file, table, schema, facts)
+    else:
+        # The same commit may have been begun before, when a recording could be read that now cannot, or could not.
+        storage.delete(file)
 
 
 def _facts(part: ModelRows) -> dict[str, str]:

@@ -1,0 +1,78 @@
+"""A commit that died and is carried out again, when meanwhile another of its recordings can be read, or cannot."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from serpipe import plan
+from serpipe.store import commit, plans, runs, version
+from serpipe.store.reading import Store
+from serpipe.store.rows import RunFacts
+from serpipe.store.storage import Storage
+from serpipe.store.verify import verify
+from tests.faults import world as worlds
+from tests.faults.contents import failing, on_disk, shown
+from tests.faults.crashes import forget
+from tests.faults.mortal import Killed, Mortal
+from tests.faults.world import Ends, Recording, World
+
+_serial = itertools.count()
+
+
+def archive(ends: Ends, others: int, models: int) -> World:
+    """One recording that ends so, and others beside it in its pack that end well."""
+    world = World(models={f"m{number}": "f1" for number in range(models)}, frames=True)
+    world.add(Recording(uri="/a.wav", units=(2,) if ends == "well" else (), ends=ends))
+    return world.add(*(Recording(uri=f"/b{number}.wav", units=(1,)) for number in range(others)))
+
+
+def tries(storage: Storage, first: Ends, then: Ends, others: int, models: int) -> Iterator[commit.Commit]:
+    """Both tries at the one commit of a run that goes on meanwhile."""
+    version.check(storage)
+    run, one = runs.new_run_id(), archive(first, others, models)
+    plan.make_plan(storage, run, [one.catalogue], audio="a1", models=one.models, by_length=False, decoders=1)
+    runs.save(storage, runs.Run(run_id=run, started=runs.now(), audio="a1", models=one.models))
+    rows = pa.concat_tables(plans.tasks(storage, run))
+    facts = RunFacts(run_id=run, audio="a1", models=one.models)
+    for world in (one, archive(then, others, models)):
+        (ready,) = world.commits(facts, rows)
+        yield ready
+
+
+@pytest.mark.parametrize(("others", "models"), [(0, 1), (1, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "then"), [("well", "open"), ("open", "well"), ("open", "failed")])
+def test_a_commit_carried_out_again_with_another_outcome(
+    monkeypatch: pytest.MonkeyPatch, first: Ends, then: Ends, others: int, models: int
+) -> None:
+    """Killed at each of its operations; what the second try does not say is nowhere, and the next run is complete."""
+    monkeypatch.setattr(worlds, "refuses", lambda model, segment: False)
+    calm = Storage(f"memory://calm-{next(_serial)}")
+    archive("well", others, models).label(calm)
+    for at in itertools.count():
+        storage = Storage(f"memory://again-{next(_serial)}")
+        one, two = tries(storage, first, then, others, models)
+        assert one.name == two.name
+        try:
+            commit.write(Mortal(storage.root, at), one)
+        except Killed:
+            pass
+        else:
+            break
+        commit.write(storage, two)
+        shown(Store(storage))
+        runs.finish(storage, runs.load(storage)[-1])
+        assert verify(storage).findings == ()
+        if then == "failed":
+            assert {row[6] for row in failing(Store(storage))} == {"READ_FAILED"}
+        else:
+            archive("well", others, models).label(storage)
+            assert on_disk(storage) == on_disk(calm)
+            assert failing(Store(storage)) == set()
+        assert verify(storage).findings == ()
+        forget(storage.root)
+    assert at > 6
+    forget(calm.root)
