@@ -40,6 +40,7 @@ class Plan:
         done: recordings of the manifest that need nothing.
         superseded: number of recordings left with old labels, by model, old model fingerprint, old audio fingerprint.
         models: those that some recording needs; the others have nothing to do.
+        remote: whether any recording left must be fetched.
     """
 
     tasks: list[int]
@@ -49,6 +50,7 @@ class Plan:
     done: int
     superseded: dict[tuple[str, str, str], int] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
+    remote: bool = False
 
 
 def make_plan(
@@ -81,10 +83,12 @@ def make_plan(
     failures: dict[bytes, int] | None = None
     plan = plans.Writer(storage, run)
     found_s = 0.0
+    remote = False
     for left in _gathered(whole.left(parts)):
         failures = _failures(storage) if failures is None else failures
         left = _ordered(left, by_length=by_length)
         found_s += float(pc.sum(left["work_s"]).as_py())
+        remote = remote or bool(pc.any(pc.match_substring(left["uri"], "://")).as_py())
         # What the parts that were read hold, the others will: a part is a share of the recordings by hash.
         least_s = found_s * len(parts) / whole.parts / MOST_TASKS
         for start in range(0, left.num_rows, PLANNED_AT_ONCE):
@@ -100,6 +104,7 @@ def make_plan(
         done=whole.asked - todo,
         superseded=dict(whole.superseded),
         models=frozenset(whole.needed),
+        remote=remote,
     )
 
 
@@ -242,6 +247,7 @@ def _with_history(storage: Storage, left: pa.Table, failures: Mapping[bytes, int
     entries = ledger.of(storage, ids, columns=_HISTORY)
     rows = (
         left.append_column("settled", _settled(ids, entries.filter(pc.equal(entries["audio"], audio))))
+        .append_column("signed", pc.is_valid(left["query"]))
         .append_column("known", _known(ids, entries))
         .append_column("attempts", pa.array([failures.get(i, 0) for i in ids.to_pylist()], pa.int32()))
     )

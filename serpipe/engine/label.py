@@ -16,7 +16,7 @@ from serpipe import ids, plan
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.audio.stage import audio_facts
-from serpipe.engine import catalogue, invalidation, request, settle, tries
+from serpipe.engine import again, catalogue, invalidation, request, settle, tries
 from serpipe.engine.stopping import RunStopped, sigterm_stops
 from serpipe.errors import SerpipeError
 from serpipe.forecast import read as read_forecast
@@ -195,7 +195,7 @@ def label(
         todo = plan.make_plan(
             storage,
             run_id,
-            read.parts if share is None else [catalogue.of_shard(part, share) for part in read.parts],
+            again.parts(storage, read.parts, cut=cut, models=fingerprints, roots=allow_roots, shard=share),
             audio=audio,
             models=fingerprints,
             by_length=cut.by_length,
@@ -269,7 +269,8 @@ def label(
                 bundle_bytes=spread.bundle_bytes(references, todo, segmentation, embeddings),
                 board=board,
             )
-            pipeline.execute(PlanSource(storage.root, run_id, todo.tasks, todo.queries), stages, sink, board)
+            source = PlanSource(storage.root, run_id, todo.tasks, todo.queries, remote=todo.remote)
+            pipeline.execute(source, stages, sink, board)
             careful.finish(storage, facts, stages, sink, board, todo.queries, relabel=relabel)
             held.check()
             ended = settle.settle(storage, facts)

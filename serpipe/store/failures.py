@@ -134,7 +134,10 @@ def _group(store: Store, code: str, stage: str, rows: list[dict[str, Any]]) -> G
     if stage == "manifest":
         again = "mend these rows of the manifest"
     elif passing == len(rows):
-        again = "the next `serpipe label` tries them again"
+        again = (
+            "the next `serpipe label` with the same models and segmentation tries them again, those behind signed uris "
+            "when a manifest names them"
+        )
     else:
         again = f"`serpipe retry {store.storage.shown} --code {code}` makes them work for the next run"
         if passing:

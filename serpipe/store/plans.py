@@ -27,6 +27,7 @@ PLAN = pa.schema(
         *(field for field in CATALOGUE if field.name != "query"),
         pa.field("settled", pa.list_(SETTLED)),  # units the ledger holds already
         pa.field("kept", pa.list_(pa.string())),  # models that leave it the labels of an older fingerprint
+        pa.field("signed", pa.bool_()),  # opens only with a query, which is not stored
         pa.field("known", pa.bool_()),  # `recordings` has its row already
         pa.field("attempts", pa.int32()),  # failures so far
         pa.field("work_s", pa.float64()),  # seconds it is thought to last; balances work, cuts nothing
