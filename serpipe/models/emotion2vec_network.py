@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serpipe.models.contract import ModelSpec, Outputs
-from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths, valid
+from serpipe.models.masking import even, frame_count, masked_mean, nothing, pad, refuse_lengths, valid
 from serpipe.models.packed import Norm, PackedConvolution, PackedFrontEnd, attend, layer_norm, pack_linears, packable
 
 
@@ -44,10 +44,14 @@ class Emotion2vecAdapter:
         device: str,
         dtype: torch.dtype,
     ) -> None:
-        self._spec, self._sha256, self._unused = spec, weights_sha256, list(unused)
+        self._spec, self._sha256 = spec, weights_sha256
         self._device, self._dtype = device, dtype
+        off = torch.zeros(len(spec.labels), dtype=torch.bool)
+        off[list(unused)] = True
+        self._off = off.to(device) if unused else None
         self._head = None if module.proj is None else module.proj.to(device).eval()
         self._network = PaddedEmotion2vec(module).to(device, dtype).eval()
+        self._network.slopes = self._network.slopes.to(device)
         if packable(torch.device(device), dtype):
             self._network.pack()
 
@@ -76,15 +80,15 @@ class Emotion2vecAdapter:
         if not len(waveforms):
             return nothing(self._spec, frames=frames)
         batch, lengths = pad([normalised(waveform) for waveform in waveforms], self._device)
-        counts = frame_count(lengths)
-        hidden = self._network(batch.to(self._dtype), lengths).float()
-        pooled = masked_mean(hidden, valid(counts, hidden.shape[1]))
+        hidden = self._network(batch.to(self._dtype), lengths, even=even(waveforms)).float()
+        pooled = masked_mean(hidden, valid(frame_count(lengths), hidden.shape[1]))
         logits = pooled.new_zeros((len(waveforms), 0)) if self._head is None else self._head(pooled)
-        logits[:, self._unused] = -torch.inf
+        if self._off is not None:
+            logits = logits.masked_fill(self._off, -torch.inf)
         per_frame = None
         if frames:
-            rows = zip(hidden.cpu().numpy(), counts.tolist(), strict=True)
-            per_frame = [row[:count].copy() for row, count in rows]
+            rows = zip(hidden.cpu().numpy(), waveforms, strict=True)
+            per_frame = [row[: frame_count(len(waveform))].copy() for row, waveform in rows]
         return Outputs(logits.cpu().numpy(), logits.softmax(-1).cpu().numpy(), pooled.cpu().numpy(), per_frame)
 
 
@@ -130,12 +134,13 @@ class PaddedEmotion2vec(nn.Module):
         self.positional = nn.ModuleList(PackedPositional(cast(Positional, layer)) for layer in self.positional)
         pack_linears(self)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, waveforms: Tensor, lengths: Tensor, *, even: bool = False) -> Tensor:
         """Last hidden states.
 
         Args:
             waveforms: normalised, zero-padded (n, samples).
             lengths: int64 (n,), samples of each.
+            even: every row has as many frames as the longest, so that no key need be masked.
 
         Returns:
             (n, frames, width); what lies beyond the valid frames of a row means nothing.
@@ -147,23 +152,23 @@ class PaddedEmotion2vec(nn.Module):
             position = layer(position * keep)
         hidden = hidden + position
         hidden = self.norm(torch.cat([self.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
-        bias = self._bias(mask).to(hidden.dtype)
+        bias = self._bias(mask, even=even).to(hidden.dtype)
         for block in self.blocks:
             hidden, _ = block(hidden, None, bias)
         last: Tensor = hidden[:, self.extra_tokens.shape[1] :]
         return last
 
-    def _bias(self, mask: Tensor) -> Tensor:
+    def _bias(self, mask: Tensor, *, even: bool) -> Tensor:
         """What is added to attention scores: distance in frames, and minus infinity for padded keys.
 
         Returns:
-            float32 (1, heads, size, size), or (n, heads, size, size) where frames are padded.
+            float32 (1, heads, size, size), or (n, heads, size, size) where rows are not even.
         """
         extra = self.extra_tokens.shape[1]
         places = torch.arange(mask.shape[1], device=mask.device)
         distance = (places[None] - places[:, None]).abs()
-        bias = F.pad(distance * self.slopes.to(mask.device), (extra, 0, extra, 0))
-        if bool(mask.all()):
+        bias = F.pad(distance * self.slopes, (extra, 0, extra, 0))
+        if even:
             return bias
         return bias.masked_fill(~F.pad(mask, (extra, 0), value=True)[:, None, None], -torch.inf)
 

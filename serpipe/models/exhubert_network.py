@@ -29,7 +29,7 @@ from serpipe.errors import ModelError
 from serpipe.models import checkpoint
 from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.exhubert import FILES, WINDOW, window_lengths
-from serpipe.models.masking import CONVOLUTIONS, frame_count, nothing, refuse_lengths, standardised
+from serpipe.models.masking import CONVOLUTIONS, frame_count, nothing, pad, refuse_lengths, standardised
 from serpipe.models.packed import PackedFrontEnd, packable
 from serpipe.models.transformers_encoder import pack
 
@@ -213,8 +213,8 @@ class ExHubertAdapter:
         at_once = max(1, len(waveforms) * max(map(len, waveforms)) // WINDOW)
         logits, embeddings, states = [], [], []
         for start in range(0, len(windows), at_once):
-            batch = torch.from_numpy(np.stack([window(samples) for samples in windows[start : start + at_once]]))
-            made, embedded, hidden = self._network(batch.to(self._device, self._number))
+            batch, _ = pad([window(samples) for samples in windows[start : start + at_once]], self._device)
+            made, embedded, hidden = self._network(batch.to(self._number))
             logits.append(made)
             embeddings.append(embedded)
             if frames:

@@ -51,6 +51,17 @@ def pad(waveforms: Sequence[NDArray[np.float32]], device: torch.device | str) ->
     return batch.to(device, non_blocking=pinned), lengths.to(device, non_blocking=pinned)
 
 
+def even(waveforms: Sequence[NDArray[np.float32]]) -> bool:
+    """Whether the shared front-end makes equally many frames of each; told here, or a GPU would be waited for.
+
+    Examples:
+        >>> even([np.zeros(400), np.zeros(719)]), even([np.zeros(400), np.zeros(720)])
+        (True, False)
+    """
+    sizes = [len(waveform) for waveform in waveforms]
+    return frame_count(min(sizes)) == frame_count(max(sizes))
+
+
 def valid(lengths: Tensor, size: int) -> Tensor:
     """Which of `size` places hold something: bool (n, size)."""
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from serpipe.errors import ModelError
 from serpipe.models import checkpoint
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
-from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths
+from serpipe.models.masking import even, frame_count, masked_mean, nothing, pad, refuse_lengths
 from serpipe.models.odyssey import FILES
 from serpipe.models.transformers_encoder import Encoder, bake, build_encoder, encode, place
 
@@ -136,12 +136,12 @@ class OdysseyNetwork(nn.Module):
         self.pool_model = AttentiveStatistics(encoder.config.hidden_size)
         self.ser_model = Head(encoder.config.hidden_size, layers, labels)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, waveforms: Tensor, lengths: Tensor, *, even: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and padded waveforms (n, samples) to logits (n, labels), embeddings (n, width), hidden states.
 
-        WavLM may run in half precision; pooling and head are in float32.
+        WavLM may run in half precision; pooling and head are in float32. `even` rows have equally many frames.
         """
-        encoded = encode(self.ssl_model, waveforms, lengths)
+        encoded = encode(self.ssl_model, waveforms, lengths, even=even)
         hidden = encoded.last.float()
         return self.ser_model(self.pool_model(hidden, encoded.mask)), masked_mean(hidden, encoded.mask), hidden
 
@@ -189,7 +189,7 @@ class OdysseyAdapter:
         refuse_lengths(waveforms, self._spec)
         normalised = [(np.asarray(waveform, np.float32) - self._mean) / (self._std + 1e-6) for waveform in waveforms]
         batch, lengths = pad(normalised, self._device)
-        logits, embeddings, hidden = self._network(batch.to(self._number), lengths)
+        logits, embeddings, hidden = self._network(batch.to(self._number), lengths, even=even(normalised))
         scores = logits.softmax(-1) if self._spec.kind == "categorical" else logits
         rows = None
         if frames:

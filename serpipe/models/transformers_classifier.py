@@ -27,7 +27,7 @@ from serpipe.models.checkpoint import (
     torch_dtype,
 )
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
-from serpipe.models.masking import frame_count, masked_mean, nothing, pad, refuse_lengths, standardised
+from serpipe.models.masking import even, frame_count, masked_mean, nothing, pad, refuse_lengths, standardised
 from serpipe.models.transformers_encoder import Encoder, bake, build_encoder, encode, place
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -87,6 +87,7 @@ class Network(nn.Module):
         encoder = build_encoder(config, model=model)
         self._prefix: str = encoder.base_model_prefix
         self._head = head
+        self._shares: list[float] | None = None
         self.add_module(self._prefix, encoder)
         width, inner = encoder.config.hidden_size, getattr(encoder.config, head.width)
         with torch.device("meta"):
@@ -100,9 +101,28 @@ class Network(nn.Module):
         """The stock encoder."""
         return cast(Encoder, self.get_submodule(self._prefix))
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> Results:
-        """Run a zero-padded batch, (n, samples) and int64 (n,); the head runs in its own type, which is float32."""
-        encoded = encode(self.encoder, waveforms, lengths, layer_weights=self.layer_weights)
+    def freeze(self) -> None:
+        """Weigh the layers from now on as the filled weights say; to read them at each batch is to wait for a GPU."""
+        self._shares = self._layer_shares()
+
+    def _layer_shares(self) -> list[float] | None:
+        if self._shares is not None or self.layer_weights is None:
+            return self._shares
+        shares: list[float] = self.layer_weights.detach().double().softmax(-1).tolist()
+        return shares
+
+    def forward(self, waveforms: Tensor, lengths: Tensor, *, even: bool = False) -> Results:
+        """Run a zero-padded batch.
+
+        Args:
+            waveforms: (n, samples).
+            lengths: int64 (n,).
+            even: whether every row has as many frames as the longest.
+
+        Returns:
+            From a head that runs in its own type, which is float32.
+        """
+        encoded = encode(self.encoder, waveforms, lengths, even=even, layer_shares=self._layer_shares())
         frames = encoded.last.float() if encoded.weighted is None else encoded.weighted
         embeddings = masked_mean(frames, encoded.mask)
         inner: Tensor = self.get_submodule(self._head.first)(embeddings)
@@ -126,6 +146,7 @@ class ClassifierAdapter:
         self._normalise = normalise
         self._device = torch.device(device)
         self._dtype = torch_dtype(dtype)
+        network.freeze()
         self._network = network.to(self._device).eval()
         place(network.encoder, self._device, self._dtype)
 
@@ -155,7 +176,7 @@ class ClassifierAdapter:
         refuse_lengths(waveforms, self._spec)
         prepared = [standardised(waveform) for waveform in waveforms] if self._normalise else waveforms
         batch, sizes = pad(prepared, self._device)
-        out = self._network(batch.to(self._dtype), sizes)
+        out = self._network(batch.to(self._dtype), sizes, even=even(prepared))
         logits = out.logits.float()
         scores = logits.softmax(-1) if self._spec.kind == "categorical" else logits
         per_frame = None

@@ -137,24 +137,33 @@ _ATTENTION = "serpipe"
 transformers.AttentionInterface.register(_ATTENTION, _attend)
 
 
-def encode(encoder: Encoder, waveforms: Tensor, lengths: Tensor, *, layer_weights: Tensor | None = None) -> Encoded:
+def encode(
+    encoder: Encoder,
+    waveforms: Tensor,
+    lengths: Tensor,
+    *,
+    even: bool = False,
+    layer_shares: Sequence[float] | None = None,
+) -> Encoded:
     """Run an encoder over a padded batch.
 
     Args:
         encoder: of `build_encoder`, filled.
         waveforms: (n, samples), zero-padded on the right.
         lengths: int64 (n,), samples of each, at least 400.
-        layer_weights: (layers + 1,), before their softmax, for the input of the first layer and the output of each.
+        even: every row has as many frames as the longest, so that nothing need be masked.
+        layer_shares: what the input of the first layer and the output of each count for in the weighted sum.
     """
     features = _features(encoder, waveforms, lengths)
     mask = valid(frame_count(lengths), features.shape[1])
     projected = encoder.feature_projection(features)
     hidden = projected[0] if isinstance(projected, tuple) else projected
-    if layer_weights is None:
-        return Encoded(_layers(encoder, hidden, mask), None, mask)
-    *inputs, final = layer_weights.double().softmax(-1).tolist()
+    padding = None if even else mask
+    if layer_shares is None:
+        return Encoded(_layers(encoder, hidden, padding), None, mask)
+    *inputs, final = layer_shares
     total = torch.zeros_like(hidden, dtype=torch.float32)
-    last = _layers(encoder, hidden, mask, weights=inputs, total=total)
+    last = _layers(encoder, hidden, padding, weights=inputs, total=total)
     return Encoded(last, total.add_(last, alpha=final), mask)
 
 
@@ -205,13 +214,13 @@ def _features(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _layers(
-    encoder: Encoder, hidden: Tensor, mask: Tensor, *, weights: Sequence[float] = (), total: Tensor | None = None
+    encoder: Encoder, hidden: Tensor, mask: Tensor | None, *, weights: Sequence[float] = (), total: Tensor | None = None
 ) -> Tensor:
     """The last hidden states; every layer's input is added to the total as it passes by, and none is kept."""
     stack: Any = encoder.encoder
     wavlm = isinstance(encoder, transformers.WavLMModel)
     keys: Tensor | None = None
-    if not bool(mask.all()):
+    if mask is not None:
         hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
         keys = _attended(mask) if wavlm else _attended(mask)[:, None, None, :]
     hidden = hidden + stack.pos_conv_embed(hidden)

@@ -60,7 +60,7 @@ def write(spec: ModelSpec, directory: str | Path, *, size: Literal["tiny", "full
     mean, std = corpus_statistics(config, spec)
     with torch.inference_mode():
         clips = [(torch.from_numpy(voice)[None] - mean) / (std + 1e-6) for voice in voices(2.0)]
-        outputs = torch.cat([made(clip, torch.tensor([clip.shape[1]]))[0] for clip in clips])
+        outputs = torch.cat([made(clip, torch.tensor([clip.shape[1]]), even=True)[0] for clip in clips])
     calibrate(made.ser_model.out[0], outputs)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

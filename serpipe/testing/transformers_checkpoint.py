@@ -140,7 +140,7 @@ def write_checkpoint(
 def _scale_head(network: Network, head: Head, *, normalise: bool) -> None:
     """One clip at a time, so that nothing rests on the masks that these checkpoints are to test."""
     clips = [standardised(clip) if normalise else clip for clip in voices(1.5)]
-    values = torch.cat([network(*pad([clip], "cpu")).embeddings for clip in clips])
+    values = torch.cat([network(*pad([clip], "cpu"), even=True).embeddings for clip in clips])
     for name in (head.first, head.second):
         layer = network.get_submodule(name)
         calibrate(layer, layer(values))

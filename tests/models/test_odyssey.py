@@ -275,7 +275,7 @@ def test_zeros_come_after_the_normalisation(monkeypatch: pytest.MonkeyPatch) -> 
     """What the network gets beyond a segment's end is zero, not (0 - mean) / std."""
     seen = []
     honest = odyssey_network.encode
-    record = lambda *given: seen.append(given[1].clone()) or honest(*given)  # noqa: E731
+    record = lambda *given, **named: seen.append(given[1].clone()) or honest(*given, **named)  # noqa: E731
     monkeypatch.setattr(odyssey_network, "encode", record)
     model().forward([sounds()[0][:500], sounds()[1][:900]], frames=False)
     expected = (sounds()[0][:500].astype(np.float64) + 8.278621631819787e-05) / 0.08485610250851999

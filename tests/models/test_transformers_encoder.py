@@ -199,7 +199,7 @@ def test_the_layer_sum_keeps_no_layers_output(kind: str) -> None:
     handles = [layer.register_forward_pre_hook(count) for layer in network.encoder.encoder.layers]
     waves, lengths = torch.zeros(1, 16_000), torch.tensor([16_000])
     with torch.inference_mode():
-        out = encode(network.encoder, waves, lengths, layer_weights=network.layer_weights)
+        out = encode(network.encoder, waves, lengths, layer_shares=network._layer_shares())
     for handle in handles:
         handle.remove()
     assert out.weighted is not None

@@ -17,6 +17,7 @@ from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
 from serpipe.models.embedded import SPEC
 from serpipe.models.embedded.network import EmbeddedNetwork, LogMel, frame_count
+from serpipe.models.masking import pad
 
 WEIGHTS = "weights.safetensors"
 
@@ -67,14 +68,9 @@ class EmbeddedAdapter:
         """
         lengths = [len(waveform) for waveform in waveforms]
         _refuse_lengths(lengths)
-        padded = np.zeros((len(lengths), max(lengths, default=0)), dtype=np.float32)
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = waveform
         if not lengths:
             return _nothing(frames)
-        log_mel, mask = self._front(
-            torch.from_numpy(padded).to(self._device), torch.tensor(lengths, device=self._device)
-        )
+        log_mel, mask = self._front(*pad(waveforms, self._device))
         outputs = self._network(log_mel.to(self._dtype), mask.to(self._dtype))
         logits = outputs.logits.float()
         per_frame = None

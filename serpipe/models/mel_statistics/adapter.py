@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from serpipe.models.checkpoint import content_sha256, read_json, refuse_config
 from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
 from serpipe.models.embedded.network import HOP, MELS, WINDOW, LogMel
+from serpipe.models.masking import pad
 
 SETTINGS = "front_end.json"
 
@@ -53,11 +54,7 @@ class MelStatistics:
         nothing = np.zeros((len(waveforms), 0), np.float32)
         if not waveforms:
             return Outputs(nothing, nothing, np.zeros((0, self._spec.embedding_width), np.float32), None)
-        lengths = torch.tensor([len(waveform) for waveform in waveforms], device=self._device)
-        padded = np.zeros((len(waveforms), int(lengths.max())), np.float32)
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = waveform
-        log_mel, mask = self._front(torch.from_numpy(padded).to(self._device), lengths)
+        log_mel, mask = self._front(*pad(waveforms, self._device))
         weights = mask / mask.sum(dim=1, keepdim=True)
         mean = (log_mel * weights).sum(dim=1)
         deviation = ((log_mel - mean[:, None]).square() * weights).sum(dim=1).sqrt()
