@@ -245,6 +245,22 @@ def holders(storage: Storage) -> list[Holder]:
     return [claim for claim in _held(storage).values() if not _ended_here(claim)]
 
 
+def signs(storage: Storage) -> list[tuple[Holder, float]]:
+    """Who holds a store, or shards of it, each with the seconds since its last sign of life.
+
+    Nothing is written, so the seconds are this machine's, of a time that the store's clock told.
+    """
+    found = []
+    for name, claim in _held(storage).items():
+        if not _ended_here(claim):
+            try:
+                found.append((claim, max(time.time() - storage.modified(name), 0.0)))
+            except FileNotFoundError:
+                # Given way to a higher claim since it was listed.
+                continue
+    return found
+
+
 def check(storage: Storage, run_id: str) -> None:
     """Make sure that a run still holds the store or its shard, for workers that may have outlived it.
 

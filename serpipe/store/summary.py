@@ -44,7 +44,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A run that holds a store, or a shard of it.
+    """A run that holds a store, or a shard of it, or died while it did.
 
     Attributes:
         run_id: which.
@@ -53,6 +53,8 @@ class Running:
         since: UTC, ISO 8601.
         shard: its shard of the recordings, as `0/4`; nothing stands for all.
         progress: how far it is; None before its pipeline has started.
+        sign_s: seconds since its last sign of life, which it gives every `serpipe.store.lease.LIFETIME_S` / 6.
+        alive: whether that is recent enough for others to be kept out.
     """
 
     run_id: str
@@ -61,6 +63,8 @@ class Running:
     since: str
     shard: str
     progress: runs.Progress | None
+    sign_s: float
+    alive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,7 @@ class Status:
         hours: audio of these.
         models: by name, then fingerprint.
         failing: what fails now, rows by code, most first.
-        running: who writes there now, each in a shard of its own where there are several.
+        running: who holds it, each a shard of its own where there are several; who has died is not `alive`.
         runs: the last ones, oldest first; one that died is `interrupted`.
     """
 
@@ -96,10 +100,12 @@ def status(store: Store) -> Status:
             since=held.since,
             shard=held.shard,
             progress=runs.load_progress(store.storage, held.run_id),
+            sign_s=sign_s,
+            alive=sign_s <= lease.LIFETIME_S,
         )
-        for held in lease.holders(store.storage)
+        for held, sign_s in lease.signs(store.storage)
     )
-    alive = {run.run_id for run in running}
+    alive = {run.run_id for run in running if run.alive}
     every = [
         replace(run, state="interrupted") if run.state == "running" and run.run_id not in alive else run
         for run in store.runs()
@@ -137,8 +143,12 @@ def lines(status: Status) -> Iterator[str]:
 
 def _running(run: Running) -> str:
     shard = f", shard {run.shard}," if run.shard else ""
-    who = f"running: {run.run_id}{shard} on {run.host} (process {run.pid}) since {run.since}"
+    who = f"{run.run_id}{shard} on {run.host} (process {run.pid}) since {run.since}"
     now = run.progress
+    if not run.alive:
+        told = "" if now is None else f", at {now.audio_s / 3600:.2f} of {now.total_s / 3600:.2f} h"
+        return f"interrupted: {who}; no sign of life for {run.sign_s:,.0f} s{told}; the same command goes on from there"
+    who = f"running: {who}, last sign {run.sign_s:.0f} s ago"
     if now is None:
         return f"{who}; it has not begun to label"
     left = "an unknown time" if now.left_s is None else f"{now.left_s:.0f} s"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 
 import serpipe
 from serpipe.store import failures, plans, runs, summary, version
-from serpipe.store.lease import Lease
+from serpipe.store.lease import Holder, Lease
 from serpipe.store.storage import Storage
 from tests.bench import Bench
 
@@ -77,6 +81,29 @@ def test_a_run_that_died_is_interrupted_and_one_that_lives_is_told_of(tmp_path: 
         # The last plan may be another run's than the one that holds the store.
         runs.save(storage, runs.Run(run_id="R0", started="before", manifest="/old.csv"))
         assert "run R0: interrupted, started before, /old.csv" in words(str(tmp_path))
+
+
+def test_a_machine_that_went_without_a_word_is_shown_as_interrupted(tmp_path: Path) -> None:
+    """Its claim stands and its process cannot be asked about from here; only its signs of life have ended."""
+    storage = Storage(str(tmp_path))
+    version.check(storage)
+    runs.save(storage, runs.Run(run_id="R1", started="then", manifest="/list.csv"))
+    spot = Holder(token="t", run_id="R1", host="spot-17", pid=9, place="elsewhere", since="then", state="held")
+    storage.put("lease/0000000001.json", json.dumps(asdict(spot)).encode())
+    far = runs.Progress(at="now", elapsed_s=100.0, audio_s=360.0, total_s=3600.0, segments=1, quarantined=0)
+    runs.save_progress(storage, "R1", far)
+    fresh = words(str(tmp_path))
+    assert "run R1: running, started then, /list.csv" in fresh
+    assert fresh[-1].startswith("running: R1 on spot-17 (process 9) since then, last sign ")
+    for age_s, state in ((100, "running"), (3600, "interrupted")):
+        os.utime(storage.path("lease/0000000001.json"), (time.time() - age_s,) * 2)
+        assert f"run R1: {state}, started then, /list.csv" in words(str(tmp_path))
+    last = words(str(tmp_path))[-1]
+    assert last.startswith("interrupted: R1 on spot-17 (process 9) since then; no sign of life for 3,60")
+    assert last.endswith(" s, at 0.10 of 1.00 h; the same command goes on from there")
+    (told,) = summary.status(serpipe.open(str(tmp_path))).running
+    assert not told.alive
+    assert storage.list("lease/") == ["lease/0000000001.json"], "looking writes nothing"
 
 
 def test_failures_by_code_and_feed_with_examples(calm: tuple[str, list[str]], bench: Bench) -> None:
