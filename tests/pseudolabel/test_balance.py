@@ -223,7 +223,7 @@ def test_a_class_is_as_large_as_its_feeds_allow(per_feed: list[int], most: int, 
     feeds, share = len(per_feed), max(Fraction(percent, 100), Fraction(2, len(per_feed)))
 
     def fills(wanted: int) -> bool:
-        allowed = max(1, int(min(share, 1) * wanted))
+        allowed = max(1, min(int(share * wanted), wanted))
         return sum(min(count, allowed) for count in per_feed) >= wanted
 
     assert size == max(wanted for wanted in range(1, min(most, sum(per_feed)) + 1) if fills(wanted))
@@ -289,7 +289,7 @@ def test_every_limit_holds_in_what_is_kept(made: tuple[pa.Table, Recipe]) -> Non
         for label in sizes:
             feeds = Counter(row["feed"] for row in rows if row["label"] == label)
             share = max(Fraction(str(recipe.caps.feed_share)), Fraction(2, len(feeds)))
-            assert max(feeds.values()) <= max(1, share * sizes[label])
+            assert max(feeds.values()) <= max(1, int(share * sizes[label]))
             assert chosen.feed_limits is not None
             assert max(feeds.values()) <= chosen.feed_limits[label]
 

@@ -6,6 +6,7 @@ import io
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -19,6 +20,25 @@ from serpipe.models.contract import SAMPLE_RATE
 from serpipe.pseudolabel.export.clips import Clip
 
 Samples = NDArray[np.float32]
+
+
+class Stretch(Protocol):
+    """Where audio lies in a recording."""
+
+    @property
+    def channel(self) -> int:
+        """Counted from 0; of no use in a mix."""
+
+    @property
+    def first(self) -> int:
+        """First sample at 16 kHz."""
+
+    @property
+    def last(self) -> int:
+        """The sample after the last."""
+
+
+S = TypeVar("S", bound=Stretch)
 
 
 def cut(
@@ -43,7 +63,7 @@ def cut(
             first = mine[0][1]
             try:
                 with local_copy(first.uri, size=first.size, etag=first.etag) as path:
-                    yield from _of(decoder.decode(path, channels), mine)
+                    yield from pieces(decoder.decode(path, channels), mine)
                 if mine:
                     # It was labelled to a later second than it has today.
                     raise AudioError("RECORDING_CHANGED", "the recording has become shorter", transient=True)
@@ -53,8 +73,13 @@ def cut(
                 lost[error.code] += len(mine)
 
 
-def _of(blocks: Iterable[Samples], waiting: deque[tuple[int, Clip]]) -> Iterator[tuple[int, Clip, Samples]]:
-    """The clips of one recording; only audio that a clip can still reach is held."""
+def pieces(blocks: Iterable[Samples], waiting: deque[tuple[int, S]]) -> Iterator[tuple[int, S, Samples]]:
+    """The stretches of one recording; only audio that one of them can still reach is held.
+
+    Args:
+        blocks: float32 (channels, n), the recording from its start.
+        waiting: places and stretches in the order of their start; what the recording is too short for stays in it.
+    """
     held: deque[Samples] = deque()
     begin = end = 0
     for block in blocks:

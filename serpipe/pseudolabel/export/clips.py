@@ -215,7 +215,7 @@ def read(store: Store, number: int) -> Kept:
     rows = rows.append_column("segment_meta", _segment_meta(store, str(record["audio"]), rows["segment_id"]))
     rows = _ordered(rows)
     rows = rows.append_column("place", pa.array(np.arange(rows.num_rows)))
-    return Kept(record, rows, kept - rows.num_rows, _channels(store, str(record["audio"])))
+    return Kept(record, rows, kept - rows.num_rows, channels_of(store, str(record["audio"])))
 
 
 def _ordered(rows: pa.Table) -> pa.Table:
@@ -248,8 +248,8 @@ def _segment_meta(store: Store, audio: str, wanted: pa.ChunkedArray) -> pa.Array
     return rows["meta"].take(places(wanted, rows["segment_id"]))
 
 
-def _channels(store: Store, audio: str) -> Channels | None:
-    """How the runs that cut this audio treated channels.
+def channels_of(store: Store, audio: str) -> Channels | None:
+    """How the runs that cut this audio treated channels; None where none says so.
 
     Raises:
         UsageError: `EXPORT_OTHER_DECODER`, today's decoder would not give the samples that were labelled.
@@ -261,8 +261,25 @@ def _channels(store: Store, audio: str) -> Channels | None:
             raise UsageError(
                 "EXPORT_OTHER_DECODER",
                 f"the recordings were labelled by another decoder (epoch {run.asked['decoder_epoch']}, this serpipe "
-                f"has {DECODER_EPOCH}); label them with this one (--relabel), or export with that serpipe",
+                f"has {DECODER_EPOCH}); label them with this one (--relabel), or use that serpipe here",
             )
         channels: Channels = run.asked["channels"]
         return channels
     return None
+
+
+def sure_of(channels: Channels | None, files: pa.ChunkedArray) -> Channels:
+    """How channels were treated, for recordings whose files have so many.
+
+    Raises:
+        UsageError: `EXPORT_CHANNELS_UNKNOWN`.
+    """
+    if channels is not None:
+        return channels
+    if (pc.max(files).as_py() or 0) > 1:
+        raise UsageError(
+            "EXPORT_CHANNELS_UNKNOWN",
+            "no run of the store says how the channels of its recordings were treated, and some have several; label "
+            "them again with --relabel and --channels",
+        )
+    return "mix"

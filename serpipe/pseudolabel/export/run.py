@@ -19,7 +19,7 @@ from serpipe.errors import UsageError
 from serpipe.pseudolabel import schemas
 from serpipe.pseudolabel.export import card, croissant, licence, shards
 from serpipe.pseudolabel.export.audio import Samples, cut, flac
-from serpipe.pseudolabel.export.clips import Clip, Kept, read
+from serpipe.pseudolabel.export.clips import Clip, Kept, read, sure_of
 from serpipe.pseudolabel.export.formats import FORMATS, Format
 from serpipe.pseudolabel.export.texts import Texts
 from serpipe.store.reading import Store
@@ -84,7 +84,7 @@ def export(
     form = form or str(said["format"])
     chosen = FORMATS[form]
     way: Audio = audio or said["audio"] or ("reference" if chosen.references else "cut")
-    channels = _channels(kept)
+    channels = sure_of(kept.channels, kept.rows["channels"])
     if way == "reference":
         _refuse_references(kept, form, channels)
     there = _Destination(destination)
@@ -211,17 +211,6 @@ def _clips(
         return str(pattern).format(split=form.splits[split], start=key[:2], key=key)
 
     yield from cut(kept.clips(root, cut=True, file_of=file_of if pattern else None), channels, lost)
-
-
-def _channels(kept: Kept) -> Channels:
-    if kept.channels is not None:
-        return kept.channels
-    if max(kept.rows["channels"].to_pylist()) > 1:
-        raise UsageError(
-            "EXPORT_CHANNELS_UNKNOWN",
-            "no run of the store says how the channels of its recordings were treated, and some have several",
-        )
-    return "mix"
 
 
 def _refuse_references(kept: Kept, form: str, channels: Channels) -> None:
