@@ -97,7 +97,7 @@ def make(folder: Path) -> World:
     bench = Bench(manifest, ("embedded",))
     bench.run(Storage(root))
     # The passport of a model that forbids commercial use.
-    passport = {"licence": TAINTED}
+    passport = {"licence": TAINTED, "weights_sha256": "0" * 64}
     Storage(root).put(f"passports/embedded-{bench.models['embedded']}-0.json", json.dumps(passport).encode())
     record = generation.make(root, KEEP_ALL)
     rows = {row["segment_id"].hex(): row for row in generation.rows(Storage(root), 1, kept=True).to_pylist()}
