@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,9 @@ from torch.nn import functional
 from serpipe.models.probe_head import Head
 
 Floats = NDArray[np.float32]
+
+_CHUNK = 4096
+"""Embeddings that are float64 at once: 32 MiB at 1024 wide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +98,28 @@ def fit(gold: Examples, pseudo: Examples | None, settings: Settings) -> Head:
         torch.manual_seed(settings.seed)
         random = np.random.default_rng(settings.seed)
         head = Head(gold.embeddings.shape[1], gold.soft.shape[1], hidden=settings.hidden, dropout=settings.dropout)
-        everything = np.concatenate([part.embeddings.astype(np.float64) for part in (gold, pseudo) if part is not None])
-        head.mean.copy_(torch.from_numpy(everything.mean(axis=0)))
-        head.deviation.copy_(torch.from_numpy(np.maximum(everything.std(axis=0), 1e-6)))
+        mean, deviation = _moments([part.embeddings for part in (gold, pseudo) if part is not None])
+        head.mean.copy_(torch.from_numpy(mean))
+        head.deviation.copy_(torch.from_numpy(np.maximum(deviation, 1e-6)))
         _descend(head, gold, pseudo, settings, random)
     return head.eval()
+
+
+def _moments(
+    parts: Sequence[NDArray[np.float16] | Floats],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of each column over all rows, in two passes and without a float64 copy of them."""
+    rows = sum(len(part) for part in parts)
+
+    def total(of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
+        found = np.zeros(parts[0].shape[1])
+        for part in parts:
+            for start in range(0, len(part), _CHUNK):
+                found += of(part[start : start + _CHUNK].astype(np.float64)).sum(axis=0)
+        return found
+
+    mean = total(lambda values: values) / rows
+    return mean, np.sqrt(total(lambda values: np.square(values - mean)) / rows)
 
 
 def _descend(
