@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,6 +82,8 @@ class Decode:
         self._models = models or {}
         self._audio = audio_fingerprint(segmentation, channels)
         self._decoder = ChildDecoder(limits)
+        # Who lets calls overlap gives a lock here: one decodes, and the other's first recording is fetched meanwhile.
+        self._turn: AbstractContextManager[object] = nullcontext()
 
     def __call__(self, recordings: pa.Table) -> Iterator[pa.Table]:
         """Decode recordings.
@@ -119,10 +121,10 @@ class Decode:
 
     def _recording(self, row: dict[str, Any], copy: Copy, builder: PackBuilder) -> Iterator[pa.Table]:
         job = _Job(row, self._models, self._audio)
-        messages = self._decoder.messages
         try:
             given = job.given(builder)
-            with copy as path:
+            with copy as path, self._turn:
+                messages = self._decoder.messages
                 decoding = self._decoder.decode(path, self._channels)
                 outside: list[int] = []
                 for unit in units_of(
@@ -139,9 +141,9 @@ class Decode:
                     # The last unit waits: its recording's row travels with it.
                     if builder.full and not unit.final:
                         yield from builder.flush()
-            if not decoding.outcome.samples:
-                raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
-            job.end(builder, decoding, outside, self._decoder.messages - messages)
+                if not decoding.outcome.samples:
+                    raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
+                job.end(builder, decoding, outside, self._decoder.messages - messages)
         except AudioError as error:
             job.failed(builder, error)
         except Exception as error:

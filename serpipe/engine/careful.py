@@ -69,7 +69,7 @@ def finish(
     lost = careful.lost()
     if len(lost) > MOST_ALONE:
         name, again = careful.planned("again", lost, stages.models)
-        source = PlanSource(storage.root, name, again.tasks, again.queries)
+        source = PlanSource(storage.root, name, again.tasks, again.queries, remote=again.remote)
         pipeline.execute(source, stages, sink.of(facts, "again"), board)
         lost = careful.lost()
     for pool in stages.pools:

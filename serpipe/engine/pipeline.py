@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,7 @@ class _Decode(Decode):
     def __init__(self, *, board: Board, **options: Any) -> None:
         super().__init__(**options)
         self._board = board
+        self._turn = threading.Lock()
 
     def __call__(self, recordings: pa.Table) -> Iterator[pa.Table]:
         if self._board.stopped() is None:
@@ -160,7 +162,13 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             batch_format="pyarrow",
             num_cpus=stages.decoder_cpus,
             label_selector=placed("decode"),
-            compute=ray.data.ActorPoolStrategy(size=stages.decoders),
+            # While one task's last recording is decoded, the next one's first is fetched.
+            compute=ray.data.ActorPoolStrategy(
+                size=stages.decoders,
+                max_concurrent_calls_per_actor=2 if source.remote else 1,
+                max_tasks_in_flight_per_actor=2,
+                enable_true_multi_threading=source.remote,
+            ),
             **_bounded(),
         )
         for place, pool in enumerate(stages.pools):

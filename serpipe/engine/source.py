@@ -25,11 +25,15 @@ class PlanSource(Datasource):
         run: the run that froze the plan.
         tasks: recordings of each row group.
         queries: signed queries of each row group, for those that have any; they live in memory alone.
+        remote: whether any of the recordings must be fetched.
     """
 
-    def __init__(self, root: str, run: str, tasks: list[int], queries: dict[int, pa.Array]) -> None:
+    def __init__(
+        self, root: str, run: str, tasks: list[int], queries: dict[int, pa.Array], *, remote: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._root, self._run, self._tasks, self._queries = root, run, tasks, queries
+        self.remote = remote
 
     def __len__(self) -> int:
         """Number of read tasks."""

@@ -7,10 +7,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import soundfile
 
 from serpipe.audio.stage import Decode
+from serpipe.engine.pipeline import _Decode
 from serpipe.testing import write_speech
 from tests.audio.test_stage import gather, row, table
 
@@ -76,6 +81,34 @@ def test_one_recording_ahead_and_no_more(archive: Archive, tmp_path: Path) -> No
     archive.wait_for(["a.wav", "b.wav", "c.wav"])
     packs.close()
     assert not list((tmp_path / "copies").glob("serpipe-*"))
+
+
+def test_the_next_task_is_fetched_while_this_one_is_decoded(archive: Archive, tmp_path: Path) -> None:
+    """Tasks of one recording each, as of podcasts: an actor has two, and decodes one at a time."""
+    long = np.tile(soundfile.read(tmp_path / "archive" / "a.wav", dtype="int16")[0], 160)
+    soundfile.write(tmp_path / "archive" / "long.wav", long, 16_000)
+    uris = names(archive, "long.wav", "b.wav")
+    board = SimpleNamespace(stopped=lambda: None)
+    decode = _Decode(board=board, segmentation="window:10/10", speech=False, pack_seconds=1.0)  # type: ignore[arg-type]
+    first = decode(table([row(uris[0])]))
+    packs = [next(first)]
+    others: list[pa.Table] = []
+    second = threading.Thread(target=lambda: others.extend(decode(table([row(uris[1])]))))
+    second.start()
+    archive.wait_for(["long.wav", "b.wav"])
+    second.join(0.3)
+    # The first one is in the middle of its recording.
+    assert not others
+    packs += first
+    second.join(PATIENCE_S)
+    together = gather([*packs, *others])
+    alone = gather(Decode(segmentation="window:10/10", speech=False)(table([row(uri) for uri in uris])))
+    for uri in uris:
+        assert not together[uri].codes
+        assert [one["segment_id"] for one in together[uri].segments] == [
+            one["segment_id"] for one in alone[uri].segments
+        ]
+        assert all((one == other).all() for one, other in zip(together[uri].audio, alone[uri].audio, strict=True))
 
 
 def test_what_cannot_be_fetched_fails_alone(archive: Archive, tmp_path: Path) -> None:
