@@ -1,19 +1,30 @@
 """The gates between a student and becoming a teacher: each a rule, what was measured, and a sentence.
 
 Published averages of pseudo-labelling rounds rise while every natural corpus falls, so nothing here looks at an
-average alone. A gate that cannot be asked (no canary, one corpus) says so and neither passes nor fails.
+average alone, and a student must not fall behind the one that taught it either. A gate that cannot be asked (no canary,
+one corpus) says so and neither passes nor fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serpipe.evaluate import BINS, Answers, difference, evaluate
+from serpipe.evaluate import BINS, Answers, Measure, Statistic, difference, evaluate, measured, recalls
 
 Floats = NDArray[np.float64]
+
+CORPUS = "corpus"
+GROUPS = ("gender", "sex", "language", "lang")
+"""The owner's columns by whose values a student must not become more unequal."""
+
+SLICES = (CORPUS, *GROUPS)
+"""The owner's columns that gates look at."""
+
+TAIL, SPEAKERS = 10, 20
+"""Percentile of the speakers' UA that is watched, and the fewest speakers that have one: two lie below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +34,8 @@ class Limits:
     Attributes:
         corpus: largest loss of UA in any one corpus: the lower bound of the difference is above minus this.
         recall: largest loss of recall in any one class.
+        gap: largest growth of the distance between the best and the worst group's UA.
+        tail: largest loss of the `TAIL`th percentile of the speakers' UA.
         ece: largest calibration error, or what a perfectly calibrated model would show by chance on as many clips.
         drift: largest Jensen-Shannon divergence, in nats, of the labels' shares on unlabelled canaries.
         flips: largest share of canaries that change their label though the teachers were sure of it.
@@ -35,6 +48,8 @@ class Limits:
 
     corpus: float = 0.02
     recall: float = 0.05
+    gap: float = 0.02
+    tail: float = 0.03
     ece: float = 0.05
     drift: float = 0.02
     flips: float = 0.05
@@ -80,7 +95,7 @@ def against(student: Answers, other: Answers, what: str, limits: Limits) -> Verd
     )
 
 
-def no_corpus_harmed(student: Answers, other: Answers, limits: Limits, *, by: str = "corpus") -> Verdict:
+def no_corpus_harmed(student: Answers, other: Answers, limits: Limits, *, by: str = CORPUS) -> Verdict:
     """Not worse in any one corpus."""
     if by not in student.slices:
         return Verdict(
@@ -112,6 +127,74 @@ def no_class_harmed(student: Answers, other: Answers, limits: Limits) -> Verdict
         why=f"recall of {worst} changes most for the worse, by {recalls[worst]:+.3f}; "
         f"no class may lose more than {limits.recall:.3f}",
     )
+
+
+def no_group_harmed(student: Answers, other: Answers, limits: Limits) -> Verdict:
+    """The worst group's UA falls no further behind the best one's.
+
+    Groups cut the clips finely, and a distance between noisy numbers is large by chance: what its interval cannot tell
+    from no growth does not fail.
+    """
+    there = [name for name in GROUPS if len(_known(student.slices.get(name))) > 1]
+    if not there:
+        why = f"gold's recordings have no column {' or '.join(GROUPS)} with two values"
+        return Verdict(gate="groups", passed=None, why=why)
+    growth = {name: _growth(_gap(student, name), _gap(other, name), student, limits) for name in there}
+    worst = max(growth, key=lambda name: growth[name].value)
+    return Verdict(
+        gate="groups",
+        passed=not any(grown.value > limits.gap and grown.low > 0 for grown in growth.values()),
+        why=f"the distance between the UA of the best and the worst {worst} grows by {growth[worst]}; it must not grow "
+        f"by more than {limits.gap:.3f} where its interval excludes 0",
+    )
+
+
+def no_speaker_left_behind(student: Answers, other: Answers, limits: Limits) -> Verdict:
+    """Those speakers who are recognised worst are not recognised worse still.
+
+    The interval of a tail is wide with any number of speakers that gold has, so that the value decides, as for classes.
+    """
+    count = len(np.unique(student.speakers))
+    if count < SPEAKERS:
+        why = f"gold judges by {count} speakers, and the worst {TAIL} % of them take {SPEAKERS}"
+        return Verdict(gate="speakers", passed=None, why=why)
+    before, after = _tail(other), _tail(student)
+    return Verdict(
+        gate="speakers",
+        passed=after - before >= -limits.tail,
+        why=f"UA of the {TAIL}th percentile of {count} speakers goes from {before:.3f} to {after:.3f}; it may fall by "
+        f"{limits.tail:.3f}",
+    )
+
+
+def _tail(answers: Answers) -> float:
+    masks = (answers.speakers == speaker for speaker in np.unique(answers.speakers))
+    found = [float(recalls(part)(np.ones((1, len(part))))["recall_macro_ua"][0]) for part in map(answers.take, masks)]
+    return float(np.percentile(found, TAIL))
+
+
+def _known(values: NDArray[np.str_] | None) -> list[str]:
+    return [] if values is None else [str(value) for value in np.unique(values) if value != "unknown"]
+
+
+def _growth(ours: Statistic, theirs: Statistic, answers: Answers, limits: Limits) -> Measure:
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        return {"gap": ours(weights)["gap"] - theirs(weights)["gap"]}
+
+    return measured(statistic, answers.speakers, count=limits.count)["gap"]
+
+
+def _gap(answers: Answers, name: str) -> Statistic:
+    """Distance between the UA of the best and of the worst group."""
+    masks = [answers.slices[name] == value for value in _known(answers.slices[name])]
+    parts = [(mask, recalls(answers.take(mask))) for mask in masks]
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        found = np.stack([of(weights[:, mask])["recall_macro_ua"] for mask, of in parts])
+        # A replicate that did not draw a group says nothing of it.
+        return {"gap": found.max(axis=0) - found.min(axis=0)}
+
+    return statistic
 
 
 def f1_not_worse(student: Answers, other: Answers, limits: Limits) -> Verdict:
@@ -216,15 +299,28 @@ def judge(
     verdicts = [
         against_majority(student, limits),
         against(student, alone, "gold-only", limits),
-        no_corpus_harmed(student, alone, limits),
-        no_class_harmed(student, alone, limits),
-        f1_not_worse(student, alone, limits),
-        calibrated(student, alone, limits),
+        *_unharmed(student, alone, limits),
     ]
     if parent is not None:
         verdicts.append(against(student, parent, "parent", limits))
+        verdicts += [
+            replace(verdict, gate=f"parent-{verdict.gate}", why=f"against the parent, {verdict.why}")
+            for verdict in _unharmed(student, parent, limits)
+        ]
     if canaries is None:
         verdicts.append(Verdict(gate="canaries", passed=None, why="the generation has no rows to watch"))
     else:
         verdicts += steady(*canaries, limits)
     return verdicts
+
+
+def _unharmed(student: Answers, other: Answers, limits: Limits) -> list[Verdict]:
+    """Nothing that an average hides is worse than it was with the other model."""
+    return [
+        no_corpus_harmed(student, other, limits),
+        no_class_harmed(student, other, limits),
+        no_group_harmed(student, other, limits),
+        no_speaker_left_behind(student, other, limits),
+        f1_not_worse(student, other, limits),
+        calibrated(student, other, limits),
+    ]

@@ -14,10 +14,13 @@ LIMITS = Limits(count=300)
 TRUTH = np.tile(np.arange(4), 100)
 SPEAKERS = np.array([f"s{place // 10}" for place in range(400)])
 CORPUS = np.where(np.arange(400) < 200, "acted", "natural")
+GENDER = np.where(np.arange(400) // 10 % 2, "female", "male")
 
 
-def answering(right: np.ndarray, *, confidence: float | None = None, slices: bool = True) -> Answers:
-    """Right where told, otherwise the next class; as sure as the share that is right unless told."""
+def answering(
+    right: np.ndarray, *, confidence: float | None = None, slices: bool = True, silent: bool = False
+) -> Answers:
+    """Right where told, otherwise the next class, or no answer; as sure as the share that is right unless told."""
     sure = float(right.mean()) if confidence is None else confidence
     predicted = np.where(right, TRUTH, (TRUTH + 1) % 4)
     scores = np.full((400, 4), (1 - sure) / 3)
@@ -25,10 +28,10 @@ def answering(right: np.ndarray, *, confidence: float | None = None, slices: boo
     return Answers(
         classes=CLASSES,
         truth=TRUTH,
-        predicted=predicted,
+        predicted=np.where(right, TRUTH, -1) if silent else predicted,
         scores=scores,
         speakers=SPEAKERS,
-        slices={"corpus": CORPUS} if slices else {},
+        slices={"corpus": CORPUS, "gender": GENDER} if slices else {},
     )
 
 
@@ -72,6 +75,72 @@ def test_an_average_does_not_hide_a_corpus() -> None:
     assert found["corpora"].passed is False
     assert "natural" in found["corpora"].why
     assert ask(answering(better, slices=False), answering(share(0.6), slices=False))["corpora"].passed is None
+
+
+def test_an_average_does_not_hide_what_fell_behind_the_parent() -> None:
+    """Better than gold alone everywhere, and than the parent on average: it fell behind it on natural speech."""
+    alone = answering(share(0.4))
+    parent = answering(share(0.4) | (CORPUS == "natural") | share(0.3, 1))
+    student = answering(share(0.4) | (CORPUS == "acted") | share(0.75, 3))
+    found = ask(student, alone, parent)
+    assert found["gold-only"].passed is found["corpora"].passed is True
+    assert found["parent"].passed is True
+    assert found["parent-corpora"].passed is False
+    assert "against the parent" in found["parent-corpora"].why
+    assert "natural loses most" in found["parent-corpora"].why
+
+
+def test_no_better_than_the_parent_is_refused() -> None:
+    alone, parent = answering(share(0.4)), answering(share(0.4) | share(0.5, 1))
+    found = ask(parent, alone, parent)
+    assert found["gold-only"].passed is True
+    assert found["parent"].passed is False
+    assert all(found[f"parent-{name}"].passed for name in ("corpora", "classes", "f1", "calibration", "groups"))
+
+
+@pytest.mark.parametrize("lost", ["classes", "calibration"])
+def test_what_the_parent_did_better_is_refused(lost: str) -> None:
+    alone, parent = answering(share(0.3)), answering(share(0.3) | share(0.6, 1))
+    right = share(0.3) | share(0.6, 1) | (TRUTH != 3)
+    student = answering(right & ~((TRUTH == 3) & share(0.2, 2)) if lost == "classes" else right, confidence=0.6)
+    if lost == "calibration":
+        student = answering(right, confidence=0.35)
+    found = ask(student, alone, parent)
+    assert found["parent"].passed is True
+    assert found[f"parent-{lost}"].passed is False
+
+
+def test_guessing_where_another_says_nothing_is_refused() -> None:
+    """UA rises with every guess that is right, and F1 falls with those that are wrong."""
+    alone = answering(share(0.6), silent=True)
+    found = ask(answering(share(0.6) | share(0.2, 1)), alone)
+    assert found["gold-only"].passed is True
+    assert found["f1"].passed is False
+
+
+def test_an_average_does_not_hide_a_group() -> None:
+    alone = answering(share(0.5))
+    student = answering(share(0.5) | ((GENDER == "male") & share(0.8, 1)))
+    found = ask(student, alone)
+    assert found["gold-only"].passed is found["corpora"].passed is True
+    assert found["groups"].passed is False
+    assert "worst gender grows by 0." in found["groups"].why
+    assert ask(answering(share(0.5) | share(0.5, 1)), alone)["groups"].passed is True
+    unknown = ask(answering(share(0.5), slices=False), answering(share(0.5), slices=False))
+    assert unknown["groups"].passed is None
+    assert "gender" in unknown["groups"].why
+
+
+def test_an_average_does_not_hide_the_speakers_who_are_recognised_worst() -> None:
+    alone = answering(share(0.6))
+    last = np.isin(SPEAKERS, ["s3", "s8", "s13", "s18", "s23", "s28", "s33", "s38"])
+    student = answering((share(0.6) | share(0.8, 1)) & ~(last & share(0.8, 2)))
+    found = ask(student, alone)
+    assert found["gold-only"].passed is True
+    assert found["speakers"].passed is False
+    assert ask(answering(share(0.6) | share(0.5, 1)), alone)["speakers"].passed is True
+    few = np.arange(80)
+    assert ask(student.take(few), alone.take(few))["speakers"].passed is None
 
 
 def test_an_average_does_not_hide_a_class() -> None:
