@@ -60,7 +60,7 @@ def archive(*, good: int, broken: int) -> World:
 
 
 def before(storage: Storage, *, shard: str = "", night: str | None = None) -> list[str]:
-    return tries.before(storage, manifest=MANIFEST, shard=shard, night=night)
+    return tries.before(runs.load(storage), manifest=MANIFEST, shard=shard, night=night)
 
 
 def test_what_a_killed_try_settled_counts(storage: Storage) -> None:
@@ -106,7 +106,7 @@ def test_tries_are_of_one_manifest_and_one_shard(storage: Storage) -> None:
     other = attempt(storage, world, settles=0, manifest="s3://bucket/other.csv")
     assert before(storage, shard="0/2") == [killed]
     assert before(storage, shard="1/2") == before(storage) == []
-    assert tries.before(storage, manifest="s3://bucket/other.csv", shard="", night=None) == [other]
+    assert tries.before(runs.load(storage), manifest="s3://bucket/other.csv", shard="", night=None) == [other]
 
 
 @pytest.mark.slow

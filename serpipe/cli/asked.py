@@ -72,7 +72,13 @@ _ASKED = (
     click.option(
         "--relabel",
         is_flag=True,
-        help="Label again what other weights, another adapter, dtype, decoder, segmentation or channels have labelled.",
+        help="Label again what other weights, another adapter, dtype, decoder, segmentation or channels have labelled, "
+        "what other given segments are labelled of, and what lacks the embeddings asked for.",
+    ),
+    click.option(
+        "--recheck",
+        is_flag=True,
+        help="Ask the store of each recording whether its content has changed, whatever MANIFEST says of it.",
     ),
     click.option(
         "--shard",

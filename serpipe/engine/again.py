@@ -31,6 +31,7 @@ def parts(
     storage: Storage,
     named: Sequence[Read],
     *,
+    records: Sequence[runs.Run],
     cut: Cut,
     models: Collection[str],
     roots: Sequence[str],
@@ -45,6 +46,7 @@ def parts(
     Args:
         storage: the store.
         named: reads the parts of the catalogue.
+        records: of all earlier runs.
         cut: how this run cuts recordings.
         models: names of its models.
         roots: where recordings may lie; anywhere where there are none.
@@ -53,11 +55,11 @@ def parts(
     Returns:
         What `serpipe.plan.make_plan` reads, in this order.
     """
-    waiting = _waiting(storage, cut, models, Roots(roots))
+    waiting = _waiting(storage, [run for run in records if _alike(run, cut, models) and _left(run)], Roots(roots))
     if waiting.num_rows:
         rest = _Rest(waiting)
         named = [*(rest.behind(part) for part in named), rest.read]
-    return list(named) if shard is None else [catalogue.of_shard(part, shard) for part in named]
+    return catalogue.of_share(named, shard)
 
 
 class _Rest:
@@ -82,38 +84,42 @@ class _Rest:
         return self._left
 
 
-def _waiting(storage: Storage, cut: Cut, models: Collection[str], roots: Roots) -> pa.Table:
-    """Recordings that fail for now, as the plans of the runs that failed on them have them, in today's content."""
-    events = streaming.afresh(lambda: _failing_for_now(storage))
+def _waiting(storage: Storage, records: Sequence[runs.Run], roots: Roots) -> pa.Table:
+    """Recordings that runs failed on for now, as their plans have them, in today's content."""
+    events = streaming.afresh(lambda: _failing_for_now(storage, [run.run_id for run in records]))
     found = [_PLANNED.empty_table()]
-    if events.num_rows:
-        alike = {run.run_id for run in runs.load(storage) if _alike(run, cut, models)}
-        for run in sorted(alike.intersection(events["run_id"].to_pylist())):
-            asked = Ids(pairs_of(events.filter(pc.equal(events["run_id"], run))["recording_id"]))
-            for task in plans.tasks(storage, run):
-                mine = task.filter(pa.array(asked.holds(task["recording_id"])))
-                if mine.num_rows and "signed" in mine.column_names:
-                    found.append(mine.select(_PLANNED.names).cast(_PLANNED))
+    for run in sorted(set(events["run_id"].to_pylist())):
+        asked = Ids(pairs_of(events.filter(pc.equal(events["run_id"], run))["recording_id"]))
+        for task in plans.tasks(storage, run):
+            mine = task.filter(pa.array(asked.holds(task["recording_id"])))
+            # Plans of older versions do not say what opens them.
+            if mine.num_rows and "signed" in mine.column_names:
+                found.append(mine.select(_PLANNED.names).cast(_PLANNED))
     rows = pa.concat_tables(found)
     opens = [not signed and roots.hold(uri) for signed, uri in zip(*_lists(rows, "signed", "uri"), strict=True)]
     return _in_todays_content(rows.filter(pa.array(opens, pa.bool_())).drop_columns("signed"))
 
 
-def _failing_for_now(storage: Storage) -> pa.Table:
-    """The events of the quarantine log that stand and may pass: recording and run."""
-    names = storage.list("quarantine/")
-    transient = [schemas.QUARANTINE.empty_table()["recording_id"]]
-    for rows in streaming.joined(storage, names, schemas.QUARANTINE, ["recording_id", "transient"]):
-        transient.append(rows.filter(rows["transient"])["recording_id"])
-    ever = pa.chunked_array([chunk for column in transient for chunk in column.chunks], transient[0].type).unique()
+def _failing_for_now(storage: Storage, records: Sequence[str]) -> pa.Table:
+    """What some runs logged that may pass and that no run has mended: recording and run of each.
+
+    What failed for good since is settled, and so is left out by the plan.
+    """
     log = [schemas.QUARANTINE.empty_table()]
-    if len(ever):
-        wanted = Ids(pairs_of(ever))
-        for rows in streaming.joined(storage, names, schemas.QUARANTINE):
-            log.append(rows.filter(pa.array(wanted.holds(rows["recording_id"]))))
+    for run in records:
+        for rows in streaming.joined(storage, storage.list(f"quarantine/{run}-"), schemas.QUARANTINE):
+            log.append(rows.filter(pc.and_(rows["transient"], pc.not_equal(rows["stage"], "manifest"))))
+    events = pa.concat_tables(log)
+    if not events.num_rows:
+        return events
     # What has been labelled in another content since is asked for its content in any case.
-    stands = failing.failing(storage, pa.concat_tables(log), ledger.of(storage, ever), schemas.RECORDINGS.empty_table())
-    return stands.filter(stands["transient"]).select(["recording_id", "run_id"])
+    none = schemas.RECORDINGS.empty_table()
+    return failing.failing(storage, events, ledger.of(storage, events["recording_id"]), none)
+
+
+def _left(run: runs.Run) -> bool:
+    """Whether a run may have left something that is to be tried again."""
+    return run.state != "finished" or bool(run.result.get("unsettled", run.result.get("recordings", 1)))
 
 
 def _alike(run: runs.Run, cut: Cut, models: Collection[str]) -> bool:

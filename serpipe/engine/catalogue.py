@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serpipe.errors import SerpipeError
 from serpipe.manifest import (
     ROWS,
     Listings,
@@ -80,16 +81,20 @@ def _text_bytes(manifest: Manifest) -> int:
     return size * TEXT_OF_PARQUET if manifest.format == "parquet" else size
 
 
-def read_here(manifest: Manifest) -> Catalogue:
+def read_here(manifest: Manifest, *, recheck: bool = False) -> Catalogue:
     """Read a small manifest in this process."""
-    rows = mark_duplicates(read_rows(manifest))
+    rows = mark_duplicates(read_rows(manifest, recheck=recheck))
     bad = rows.filter(pc.is_valid(rows["error"]))
     recordings = collapse(rows)
     return Catalogue((lambda: recordings,), bad)
 
 
 def unchanged(storage: Storage, manifest: Manifest) -> Catalogue | None:
-    """The catalogue that an earlier run made of the very same manifest; None where there is none."""
+    """The catalogue that an earlier run made of the very same manifest; None where there is none.
+
+    What its rows do not say of their files is as that run found it: a file that was replaced since is seen by a run
+    that rechecks.
+    """
     if manifest.fingerprint is None:
         return None
     for run in reversed(runs.load(storage)):
@@ -100,7 +105,7 @@ def unchanged(storage: Storage, manifest: Manifest) -> Catalogue | None:
     return None
 
 
-def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
+def read_with_ray(manifest: Manifest, storage: Storage, run: str, *, recheck: bool = False) -> Catalogue:
     """Read a large manifest with Ray Data; the parts go to `runs/RUN/catalogue/`. Ray must be running."""
     import ray.data
 
@@ -111,17 +116,30 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str) -> Catalogue:
         # The bounded retries have no other name in Ray 2.60.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.read_datasource(
-            _source(manifest, buckets),
+            _source(manifest, buckets, recheck),
             num_cpus=READ_CPUS,
             override_num_blocks=len(manifest.parts),
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
     root = storage.root
     folded = dataset.groupby("bucket", num_partitions=min(buckets, MOST_PARTITIONS)).map_groups(
-        lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=READ_CPUS
+        lambda rows: _fold(rows, root, run), batch_format="pyarrow", num_cpus=READ_CPUS, max_retries=TASK_RETRIES
     )
-    signed = [_SIGNED.empty_table(), *folded.iter_batches(batch_size=None, batch_format="pyarrow")]
+    try:
+        signed = [_SIGNED.empty_table(), *folded.iter_batches(batch_size=None, batch_format="pyarrow")]
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise SerpipeError(
+            "RUN_BROKEN",
+            f"Ray gave the reading of {manifest.location} up, for its workers died again and again ({cause}); run the "
+            "same command again, and on nodes with more memory where that does not help",
+        ) from error
     return _stored(storage, run, pa.concat_tables([table.cast(_SIGNED) for table in signed]))
+
+
+def of_share(parts: Sequence[Callable[[], pa.Table]], shard: Shard | None) -> list[Callable[[], pa.Table]]:
+    """The parts of a catalogue without the recordings of other shards; all of it where there are none."""
+    return list(parts) if shard is None else [of_shard(part, shard) for part in parts]
 
 
 def of_shard(part: Callable[[], pa.Table], shard: Shard) -> Callable[[], pa.Table]:
@@ -144,7 +162,7 @@ def check(catalogue: Catalogue, *, skip_bad_rows: bool) -> None:
         raise bad_rows_error(catalogue.bad)
 
 
-def _source(manifest: Manifest, buckets: int) -> Any:
+def _source(manifest: Manifest, buckets: int, recheck: bool) -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -155,7 +173,7 @@ def _source(manifest: Manifest, buckets: int) -> Any:
         def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
             return [
                 ReadTask(
-                    _reader(manifest, part, buckets),
+                    _reader(manifest, part, buckets, recheck),
                     BlockMetadata(num_rows=None, size_bytes=part.size, input_files=None, exec_stats=None),
                 )
                 for part in manifest.parts
@@ -164,9 +182,9 @@ def _source(manifest: Manifest, buckets: int) -> Any:
     return ManifestSource()  # type: ignore[no-untyped-call]
 
 
-def _reader(manifest: Manifest, part: Part, buckets: int) -> Callable[[], Iterable[pa.Table]]:
+def _reader(manifest: Manifest, part: Part, buckets: int, recheck: bool) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterator[pa.Table]:
-        listings = Listings()
+        listings = Listings(recheck=recheck)
         for rows in manifest.read(part):
             keys = [zlib.crc32(uri.encode()) % buckets if uri else 0 for uri in rows["uri"].to_pylist()]
             yield listings.stat(rows).append_column("bucket", pa.array(keys, pa.int32()))

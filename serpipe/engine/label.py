@@ -16,7 +16,7 @@ from serpipe import ids, plan
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.audio.stage import audio_facts
-from serpipe.engine import again, catalogue, invalidation, request, settle, tries
+from serpipe.engine import again, catalogue, invalidation, outdated, request, settle, tries
 from serpipe.engine.stopping import RunStopped, sigterm_stops
 from serpipe.errors import SerpipeError
 from serpipe.forecast import read as read_forecast
@@ -25,7 +25,7 @@ from serpipe.models.passport import issue
 from serpipe.models.registry import ModelRef
 from serpipe.pack import ID
 from serpipe.shard import Shard
-from serpipe.store import closing, failing, ledger, mend, runs, version
+from serpipe.store import closing, failing, ledger, mend, rewrite, runs, version
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
@@ -120,6 +120,7 @@ def label(
     limits: Limits | None = None,
     allow_roots: Sequence[str] = (),
     relabel: bool = False,
+    recheck: bool = False,
     forecast: str | None = None,
     shard: str | None = None,
     night: str | None = None,
@@ -147,6 +148,8 @@ def label(
         allow_roots: folders, buckets or prefixes outside of which the manifest may name nothing; anywhere by default.
         relabel: label again what the same models labelled with other weights, another adapter, number format,
             decoder, segmentation or treatment of channels.
+        recheck: ask the store of each recording whether its content has changed, also where the manifest gives an etag
+            or where a long one is the same as last time.
         forecast: file that `serpipe plan --out` wrote; the run's record sets what it took beside it.
         shard: `INDEX/COUNT`, indices from 0: only this share of the recordings, beside runs of the other shares.
         night: a name, such as a date, that tries of the same work have in common; `Result.failed_share` is then of all
@@ -180,22 +183,39 @@ def label(
     with sigterm_stops(), Lease(storage, run_id, shard=share) as held, ExitStack() as stack:
         closing.close_interrupted(storage, share)
         asked_of = "" if share is None else str(share)
-        earlier = tries.before(storage, manifest=found.location, shard=asked_of, night=night)
+        records = runs.load(storage)
+        earlier = tries.before(records, manifest=found.location, shard=asked_of, night=night)
         mended = None
         if share is None:
             mended = mend.mend(storage)
             # A run that was killed leaves one object a commit; planning would read them all.
             ledger.compact(storage)
-        read = request.read(found, storage, run_id, lambda: _cluster(address, stack))
+        read = request.read(found, storage, run_id, lambda: _cluster(address, stack), recheck=recheck)
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
         cut = request.cut(read, segmentation, channels)
         segmentation, channels, audio = cut.segmentation, cut.channels, cut.audio
         facts = RunFacts(run_id=run_id, audio=audio, models=fingerprints)
         failing.log_manifest(storage, run_id, found.location, quarantine_rows(_bad(read.bad), facts))
+        old = outdated.find(
+            storage,
+            records,
+            catalogue.of_share(read.parts, share),
+            cut=cut,
+            models=references,
+            embeddings=embeddings,
+            relabel=relabel,
+            whole=share is None,
+        )
+        if old.units.num_rows:
+            # Under the same fingerprints they would stand beside the new ones. A run that dies behind this is gone on
+            # with by the next one, asked or not.
+            rewrite.forget(storage, old.units)
         todo = plan.make_plan(
             storage,
             run_id,
-            again.parts(storage, read.parts, cut=cut, models=fingerprints, roots=allow_roots, shard=share),
+            again.parts(
+                storage, read.parts, records=records, cut=cut, models=fingerprints, roots=allow_roots, shard=share
+            ),
             audio=audio,
             models=fingerprints,
             by_length=cut.by_length,
@@ -217,7 +237,10 @@ def label(
             "recordings": todo.left,
             "done_before": todo.done,
             "mended": mended.units if mended else 0,
-            "kept": tuple(invalidation.sentences(storage, todo.superseded, references, audio=audio, asked=asked)),
+            "kept": (
+                *invalidation.sentences(storage, todo.superseded, references, audio=audio, asked=asked),
+                *old.sentences,
+            ),
             "bad_rows": read.bad.num_rows,
             "left_out": sum(found.left_out.values()),
         }

@@ -61,6 +61,7 @@ def plan_ahead(
     limits: Limits | None = None,
     allow_roots: Sequence[str] = (),
     relabel: bool = False,
+    recheck: bool = False,
     shard: str | None = None,
     rehearse_s: float = REHEARSE_S,
     cpus: float | None = None,
@@ -88,6 +89,7 @@ def plan_ahead(
         limits: what one file may cost.
         allow_roots: outside of which the manifest may name nothing.
         relabel: count what other fingerprints have labelled as work.
+        recheck: ask the store of each recording whether its content has changed.
         shard: `INDEX/COUNT`: only this share of the recordings.
         rehearse_s: seconds of rehearsal.
         cpus: CPUs that the run will have; this machine's by default.
@@ -118,7 +120,7 @@ def plan_ahead(
         storage = Unwritten(store, stack.enter_context(tempfile.TemporaryDirectory(prefix="serpipe-plan-")))
         version.check(storage)
         run = runs.new_run_id()
-        read = request.read(found, storage, run, lambda: _local_ray(stack), into=storage.scratch)
+        read = request.read(found, storage, run, lambda: _local_ray(stack), into=storage.scratch, recheck=recheck)
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
         cut = request.cut(read, segmentation, channels)
         todo = plan.make_plan(
@@ -127,6 +129,7 @@ def plan_ahead(
             again.parts(
                 storage,
                 read.parts,
+                records=runs.load(storage),
                 cut=cut,
                 models=[model.name for model in references],
                 roots=allow_roots,

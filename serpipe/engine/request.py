@@ -116,7 +116,13 @@ def passport(model: ModelRef) -> str:
 
 
 def read(
-    found: Manifest, storage: Storage, run: str, join: Callable[[], object], *, into: Storage | None = None
+    found: Manifest,
+    storage: Storage,
+    run: str,
+    join: Callable[[], object],
+    *,
+    into: Storage | None = None,
+    recheck: bool = False,
 ) -> catalogue.Catalogue:
     """The recordings of a manifest: read here, kept from an earlier run, or read by a cluster.
 
@@ -126,14 +132,15 @@ def read(
         run: the run that reads it.
         join: joins the cluster, where one is needed.
         into: where a catalogue that a cluster reads goes; the store by default.
+        recheck: ask where each recording lies for its content's version, whatever the manifest or an earlier run says.
     """
     if catalogue.is_small(found):
-        return catalogue.read_here(found)
-    kept = catalogue.unchanged(storage, found)
+        return catalogue.read_here(found, recheck=recheck)
+    kept = None if recheck else catalogue.unchanged(storage, found)
     if kept is not None:
         return kept
     join()
-    return catalogue.read_with_ray(found, into or storage, run)
+    return catalogue.read_with_ray(found, into or storage, run, recheck=recheck)
 
 
 def cut(recordings: catalogue.Catalogue, segmentation: str | None, channels: Channels | None) -> Cut:

@@ -30,21 +30,21 @@ class Together:
     failed: int = 0
 
 
-def before(storage: Storage, *, manifest: str, shard: str, night: str | None) -> list[str]:
+def before(records: Sequence[runs.Run], *, manifest: str, shard: str, night: str | None) -> list[str]:
     """The runs that one about to start is another try of.
 
     Those are the runs on the same manifest and shard since the last one that came to its end, for nobody has answered
     for what they did; and all of the same night, whether they came to their end or not.
 
     Args:
-        storage: the store.
+        records: of all earlier runs, oldest first.
         manifest: where the manifest lies, as runs record it.
         shard: as runs record it.
         night: as `serpipe.label` has it.
     """
     found: list[str] = []
     unanswered = True
-    for run in reversed(runs.load(storage)):
+    for run in reversed(records):
         if (run.manifest, run.shard) != (manifest, shard):
             continue
         unanswered = unanswered and run.state != "finished"

@@ -73,12 +73,16 @@ def read_manifest_with_errors(
     return collapse(rows), bad
 
 
-def read_rows(manifest: Manifest) -> pa.Table:
+def read_rows(manifest: Manifest, *, recheck: bool = False) -> pa.Table:
     """Read every part of a manifest and look up what its rows do not say about their files.
+
+    Args:
+        manifest: what to read.
+        recheck: look up also what they say.
 
     Returns:
         Table of schema `ROWS`, in the manifest's order.
     """
-    listings = Listings()
+    listings = Listings(recheck=recheck)
     tables = [listings.stat(rows) for part in manifest.parts for rows in manifest.read(part)]
     return pa.concat_tables(tables) if tables else ROWS.empty_table()

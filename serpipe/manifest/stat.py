@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -24,17 +25,22 @@ class Listings:
     """Listings of folders, kept from one batch of rows to the next.
 
     Bounded: beyond a million names, the oldest folders are forgotten.
+
+    Args:
+        recheck: ask also about files of which the manifest says enough, and take what is found where it differs.
     """
 
-    def __init__(self) -> None:
-        """Begin without any listing."""
+    def __init__(self, *, recheck: bool = False) -> None:
+        self._recheck = recheck
         self._folders: dict[str, _Names | None] = {}
 
     def stat(self, rows: pa.Table) -> pa.Table:
         """Fill `size`, `etag` and `mtime_ns` where a row has neither an etag nor both of the others.
 
-        Local files are asked one by one, web servers not at all. What does not exist stays empty: whoever
-        decodes it will say so. A fact that is looked up replaces one that the manifest gives.
+        Local files are asked one by one, web servers not at all, or, to recheck, about files with an etag or a size in
+        the manifest that open without a signature. What does not exist stays empty: whoever decodes it will say so. A
+        fact that is looked up replaces one that the manifest gives; to recheck, only where the two tell that the
+        content has changed: an etag is compared with an etag alone.
 
         Args:
             rows: table of schema `ROWS`.
@@ -51,22 +57,27 @@ class Listings:
             0
         """
         known = pc.or_(pc.is_valid(rows["etag"]), pc.and_(pc.is_valid(rows["size"]), pc.is_valid(rows["mtime_ns"])))
-        asked = pc.and_(pc.invert(known), pc.and_(pc.is_valid(rows["uri"]), pc.is_null(rows["error"])))
+        usable = pc.and_(pc.is_valid(rows["uri"]), pc.is_null(rows["error"]))
+        asked = pc.and_(usable, _may_be_asked(rows) if self._recheck else pc.invert(known))
         if not pc.any(asked).as_py():
             return rows
         wanted = pc.if_else(asked, rows["uri"], pa.scalar(None, pa.string()))
         coded = pa.concat_arrays(wanted.chunks).dictionary_encode()
         entries = self._entries(coded.dictionary.to_pylist())
         found = pa.array([entry is not None for entry in entries]).take(coded.indices)
-        for name, kind in (("size", pa.int64()), ("etag", pa.string()), ("mtime_ns", pa.int64())):
-            facts = pa.array([getattr(entry, name, None) for entry in entries], kind).take(coded.indices)
-            column = pc.if_else(pc.fill_null(found, False), facts, rows[name])
+        facts = {
+            name: pa.array([getattr(entry, name, None) for entry in entries], kind).take(coded.indices)
+            for name, kind in (("size", pa.int64()), ("etag", pa.string()), ("mtime_ns", pa.int64()))
+        }
+        taken = pc.and_(pc.fill_null(found, False), pc.or_(pc.invert(known), _changed(rows, facts)))
+        for name, column in facts.items():
+            column = pc.if_else(taken, column, rows[name])
             rows = rows.set_column(ROWS.get_field_index(name), ROWS.field(name), column)
         return rows
 
     def _entries(self, uris: list[str]) -> list[storage.Entry | None]:
-        remote = [uri for uri in uris if not storage.is_local(uri) and not storage.is_web(uri)]
-        wanted = Counter(map(storage.parent, remote))
+        remote = [uri for uri in uris if not storage.is_local(uri) and (self._recheck or not storage.is_web(uri))]
+        wanted = Counter(storage.parent(uri) for uri in remote if not storage.is_web(uri))
         folders = [f for f, count in wanted.items() if count > _FEW and f not in self._folders]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             self._folders.update(zip(folders, threads.map(_list, folders), strict=True))
@@ -88,6 +99,24 @@ class Listings:
             return storage.describe(uri)
         names = self._folders.get(storage.parent(uri))
         return names.get(uri) if names else None
+
+
+def _may_be_asked(rows: pa.Table) -> pa.ChunkedArray:
+    """Which files there is something to hold against what a store says of them, and a way to ask."""
+    web = pc.match_substring_regex(rows["uri"], "^https?://")
+    something = pc.or_(pc.is_valid(rows["etag"]), pc.is_valid(rows["size"]))
+    return pc.or_(pc.invert(web), pc.and_(something, pc.is_null(rows["query"])))
+
+
+def _changed(rows: pa.Table, facts: Mapping[str, pa.Array]) -> pa.ChunkedArray:
+    """Which rows say something else of their file's content than a store does."""
+    said = pc.replace_substring_regex(rows["etag"], '^(W/)?"?|"$', "")
+    differ = {"etag": pc.not_equal(said, facts["etag"])}
+    for name in ("size", "mtime_ns"):
+        differ[name] = pc.not_equal(rows[name], facts[name])
+    untagged = pc.and_(pc.is_null(said), pc.is_null(facts["etag"]))
+    by_time = pc.and_(untagged, pc.fill_null(differ["mtime_ns"], False))
+    return pc.or_(pc.or_(pc.fill_null(differ["etag"], False), pc.fill_null(differ["size"], False)), by_time)
 
 
 def _list(folder: str) -> _Names | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,14 @@ class Archive:
         rows: list[dict[str, Any]] = Store(self.storage).failing().to_pylist()
         return rows
 
+    def parts(self, read: catalogue.Catalogue, **wanted: Any) -> list[again.Read]:
+        asked = {"records": runs.load(self.storage), "cut": CUT, "models": ("m",), "roots": ()} | wanted
+        return again.parts(self.storage, read.parts, **asked)
+
     def asked(self, *names: str, models: tuple[str, ...] = ("m",), **wanted: Any) -> list[list[str]]:
         """What each part of a run's catalogue holds."""
         read = self.listed(*names)
-        found = again.parts(self.storage, read.parts, **({"cut": CUT, "models": models, "roots": ()} | wanted))
+        found = self.parts(read, **({"models": models} | wanted))
         return [[uri.rsplit("/", 1)[1] for uri in part()["uri"].to_pylist()] for part in found]
 
 
@@ -102,6 +107,12 @@ def test_what_failed_for_now_comes_again_without_being_named(archive: Archive) -
     assert archive.asked("mon-2.wav") == [["mon-2.wav"], []], "nothing is planned twice"
 
 
+def test_runs_that_left_nothing_are_not_looked_at(archive: Archive) -> None:
+    archive.night("R1", "mon.wav")
+    runs.finish(archive.storage, replace(runs.load(archive.storage)[0], result={"recordings": 1, "unsettled": 0}))
+    assert archive.asked("tue.wav") == [["tue.wav"]]
+
+
 def test_what_failed_for_good_waits_to_be_asked_for(archive: Archive) -> None:
     archive.night("R1", "mon.wav", transient=False)
     assert archive.asked("tue.wav") == [["tue.wav"]]
@@ -110,7 +121,7 @@ def test_what_failed_for_good_waits_to_be_asked_for(archive: Archive) -> None:
 def test_the_rows_are_those_of_the_plan(archive: Archive) -> None:
     archive.night("R1", "mon.wav")
     before = archive.listed("mon.wav").parts[0]().to_pylist()
-    named, rest = again.parts(archive.storage, archive.listed("tue.wav").parts, cut=CUT, models=("m",), roots=())
+    named, rest = archive.parts(archive.listed("tue.wav"))
     assert named().num_rows == 1
     assert rest().to_pylist() == before
 
@@ -152,7 +163,7 @@ def test_a_file_that_was_replaced_comes_in_its_new_content(archive: Archive) -> 
     (archive.folder / "mon.wav").write_bytes(b"other content")
     os.utime(archive.folder / "mon.wav", (1, 1))
     new = archive.listed("mon.wav").parts[0]()
-    *_, rest = again.parts(archive.storage, archive.listed("tue.wav").parts, cut=CUT, models=("m",), roots=())
+    *_, rest = archive.parts(archive.listed("tue.wav"))
     assert rest().to_pylist() == new.to_pylist()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +16,8 @@ import pytest
 
 import serpipe
 from serpipe.engine import catalogue, label
-from serpipe.errors import UsageError
+from serpipe.engine.pipeline import TASK_RETRIES
+from serpipe.errors import SerpipeError, UsageError
 from serpipe.manifest import Manifest, open_manifest
 from serpipe.manifest.schemas import RECORDINGS
 from serpipe.store import failing, runs
@@ -121,6 +124,26 @@ def test_signed_queries_are_never_stored(tmp_path: Path, monkeypatch: pytest.Mon
     assert catalogue.unchanged(storage, manifest) is None
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_part_that_kills_its_worker_is_not_tried_for_ever(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "IN_PROCESS_BYTES", 0)
+    log = str(tmp_path / "log")
+
+    def deadly(rows: pa.Table, *_: str) -> pa.Table:
+        with open(log, "a") as file:
+            file.write(f"{rows['bucket'][0]}\n")
+        os._exit(1)
+
+    monkeypatch.setattr(catalogue, "_fold", deadly)
+    with pytest.raises(SerpipeError, match=r"RUN_BROKEN: .* reading of .*list-\*\.csv"):
+        catalogue.read_with_ray(manifest, Storage(str(tmp_path / "store")), "R1")
+    tries = Counter(Path(log).read_text().split())
+    assert max(tries.values()) == 1 + TASK_RETRIES
+
+
 def test_bad_rows_are_refused_or_skipped(manifest: Manifest) -> None:
     read = catalogue.read_here(manifest)
     with pytest.raises(UsageError, match=r"21 rows cannot be used; .*--skip-bad-rows"):
@@ -179,3 +202,25 @@ def test_a_large_manifest_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     found = serpipe.open(store).runs()
     states = [(run.state, run.result["recordings"], run.manifest.rsplit("/", 1)[1]) for run in found]
     assert states == [("finished", 1, "list.csv"), ("finished", 0, "other.csv")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_replaced_file_of_a_large_unchanged_manifest_is_seen_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "IN_PROCESS_BYTES", 0)
+    write_speech(tmp_path / "a.wav", seconds=2.0)
+    (tmp_path / "list.csv").write_text("path\na.wav\n")
+
+    def night(**options: bool) -> serpipe.Result:
+        return serpipe.label(
+            str(tmp_path / "list.csv"), str(tmp_path / "store"), segmentation="whole", speech=False, **options
+        )
+
+    assert night().recordings == 1
+    write_speech(tmp_path / "a.wav", seconds=3.0, seed=1)
+    assert night().run_id is None
+    assert night(recheck=True).recordings == 1
+    assert serpipe.open(str(tmp_path / "store")).recordings()["duration_s"].to_pylist() == [3.0]
+    assert night().run_id is None, "the newest catalogue of the list is the one that was asked for"
