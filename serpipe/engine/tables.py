@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from serpipe.engine.pipeline import TASK_RETRIES
 from serpipe.store.reading import Parts, Store
 from serpipe.store.storage import Storage
 
@@ -30,7 +32,12 @@ def dataset(store: Store, table: str, model: str | None = None) -> ray.data.Data
     parts = store.parts(table, model)
     if parts is None or not parts.files:
         return ray.data.from_arrow(store.arrow(table, model))
-    made: ray.data.Dataset = ray.data.read_datasource(_Source(store.storage.root, parts))
+    with warnings.catch_warnings():
+        # The bounded retries have no other name in Ray 2.60.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        made: ray.data.Dataset = ray.data.read_datasource(
+            _Source(store.storage.root, parts), ray_remote_args={"max_retries": TASK_RETRIES}
+        )
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import inspect
 import os
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 import ray.data
+from ray.data.grouped_data import GroupedData
 
 import serpipe
 from serpipe.engine import spread
 from serpipe.engine.pipeline import TASK_RETRIES
 from serpipe.engine.sink import StoreSink
 from serpipe.testing import write_speech
+from tests.conftest import ROOT
 from tests.engine import hazards
 from tests.engine.killing import killing
 from tests.tables import assert_same
@@ -122,8 +125,23 @@ def test_a_full_disk_ends_the_run_and_the_next_one_completes_it(archive: Path, c
 
 def test_ray_still_takes_the_bounds_of_retries() -> None:
     """Ray means to drop these arguments in 2.64; `pipeline._bounded` then needs another way to say how often."""
-    for function in (ray.data.Dataset.map_batches, ray.data.read_datasource, ray.data.Dataset.write_datasink):
+    takers = (ray.data.Dataset.map_batches, GroupedData.map_groups, ray.data.read_datasource)
+    for function in (*takers, ray.data.Dataset.write_datasink):
         assert "ray_remote_args" in inspect.signature(function).parameters, f"{function} has no ray_remote_args"
+
+
+def test_no_task_of_ours_is_tried_for_ever() -> None:
+    """Ray Data's own default is to try a task whose worker died again and again."""
+    bounded = 0
+    for path in sorted((ROOT / "serpipe" / "engine").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            if call.func.attr in ("map_batches", "map_groups", "read_datasource", "write_datasink"):
+                said = " ".join(f"{word.arg}={ast.unparse(word.value)}" for word in call.keywords)
+                assert "max_retries" in said or "_bounded()" in said, f"{path.name}:{call.lineno} names no bound"
+                bounded += 1
+    assert bounded >= 6
 
 
 PROGRAM = """
