@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe import ids
-from serpipe.audio.decode import Decoding
-from serpipe.audio.source import local_copy
-from serpipe.errors import AudioError, UsageError
+from serpipe.errors import UsageError
 from serpipe.labels import CANONICAL
 from serpipe.models import generic, weights
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.registry import resolve
 from serpipe.pseudolabel import generation, sources, student
 from serpipe.pseudolabel import gold as golden
+from serpipe.pseudolabel.export.clips import channels_of, sure_of
+from serpipe.pseudolabel.heard import SEGMENT, cut, digest, located
 from serpipe.store.reading import open as open_store
 from serpipe.store.storage import Storage
 
@@ -39,8 +42,9 @@ BATCH = 16
 BODY_RATE, HEAD_RATE = 1e-5, 1e-4
 """Peak learning rates of the pre-trained layers and of the new head, as is usual for wav2vec 2.0 and its relatives."""
 
-LONGEST_S = 15.0
-"""Seconds of a segment that are heard in training."""
+SHUFFLED = 512
+"""Rows among which a worker draws its batches: rows come recording by recording, so that each is decoded about once
+an epoch; as audio they take some 150 MB."""
 
 EVERY = 50
 """Steps between checkpoints."""
@@ -95,7 +99,7 @@ def finetune(
         steps: of the optimiser.
         every: steps between checkpoints.
         batch: rows of a step.
-        seed: of the head, the order and the splits where gold has none.
+        seed: of the head and the order.
         gpu: whether each worker takes a GPU; by default where the cluster has enough.
         address: of a Ray cluster.
 
@@ -110,7 +114,7 @@ def finetune(
         raise UsageError("FINETUNE_NO_MODEL", f"{directory} holds no Transformers model; fetch it with `hf download`")
     record = generation.load(opened.storage, number) if number else {}
     audio = sources.audio_of(opened, record.get("audio"))
-    matched = golden.match(opened, golden.read(gold, seed=seed), audio)
+    matched = golden.match(opened, golden.read(gold), audio)
     mine = matched.filter(pc.equal(matched["split"], "train"))
     there = set(mine["label"].to_pylist())
     classes = list(record["classes"]) if record else [name for name in CANONICAL if name in there]
@@ -119,7 +123,11 @@ def finetune(
         raise UsageError("TRAIN_NO_GOLD", f"{gold} has no clip of {', '.join(classes)} in its split train")
     rows = [_gold_rows(mine, classes)]
     if record:
-        rows.append(_kept_rows(opened.storage, number))
+        rows.append(_kept_rows(opened.storage, record, matched))
+    rows = [located(opened, part) for part in rows]
+    channels = channels_of(opened, audio)
+    for part in rows:
+        channels = sure_of(channels, part["file_channels"])
     work = {
         "directory": directory,
         "classes": classes,
@@ -127,11 +135,13 @@ def finetune(
         "every": every,
         "batch": batch,
         "seed": seed,
+        "channels": channels,
         "gold_share": GOLD_SHARE if record else 1.0,
     }
     counts = [part.num_rows for part in rows]
     # The same work goes on where it stopped; other work begins anew.
-    facts = json.dumps([work | {"steps": 0}, counts, record.get("recipe_hash")], sort_keys=True)
+    learnt = [digest(rows), content_sha256(directory, generic.FILES)]
+    facts = json.dumps([work | {"steps": 0}, learnt], sort_keys=True)
     with joined(address) as cluster:
         run = f"finetune-{number}-{ids.fingerprint(facts)}"
         storage_path = f"{opened.storage.root}/students/runs"
@@ -143,9 +153,11 @@ def finetune(
     prefix = "" if out else where
     for file, content in found["files"].items():
         target.put(f"{prefix}{file}", content)
+    called, folder = f"finetuned-{number}" if number else f"finetuned-{name}", f"{target.root}/{prefix}".rstrip("/")
+    student.register(opened.storage, resolve(f"{called}={folder}").weights_sha256, number, here=True)
     return Finetuned(
-        name=f"finetuned-{number}" if number else f"finetuned-{name}",
-        folder=f"{target.root}/{prefix}".rstrip("/"),
+        name=called,
+        folder=folder,
         rows=sum(counts),
         steps=steps,
         loss=found["loss"],
@@ -155,45 +167,15 @@ def finetune(
 def _gold_rows(mine: pa.Table, classes: list[str]) -> pa.Table:
     place = pc.index_in(mine["label"], value_set=pa.array(classes)).to_numpy()
     soft = np.eye(len(classes), dtype=np.float32)[place]
-    table = mine.select(["uri", "channel", "start_s", "end_s"])
+    table = mine.select(SEGMENT)
     table = table.append_column("soft", pa.array(soft.tolist(), pa.list_(pa.float32())))
     return table.append_column("weight", pa.array(np.ones(len(soft), np.float32)))
 
 
-def _kept_rows(storage: Storage, number: int) -> pa.Table:
-    columns = ["uri", "channel", "start_s", "end_s", "soft_label", "weight", "split"]
-    rows = generation.rows(storage, number, kept=True, columns=columns)
-    rows = rows.filter(pc.equal(rows["split"], "train")).drop_columns(["split"])
-    return rows.rename_columns(["uri", "channel", "start_s", "end_s", "soft", "weight"])
-
-
-def cut(rows: pa.Table) -> pa.Table:
-    """Segments with their audio: `waveform`, float32 at 16 kHz, `soft`, `weight`. What cannot be read is left out."""
-    waveforms, kept = [], []
-    order = np.argsort(np.array(rows["uri"].to_pylist(), object), kind="stable")
-    open_uri, samples = None, None
-    for place in order:
-        uri, channel = rows["uri"][int(place)].as_py(), rows["channel"][int(place)].as_py()
-        wanted = (uri, "split" if channel >= 0 else "mix")
-        if wanted != open_uri:
-            open_uri, samples = wanted, _decoded(*wanted)
-        if samples is None:
-            continue
-        start = round(rows["start_s"][int(place)].as_py() * SAMPLE_RATE)
-        end = round(rows["end_s"][int(place)].as_py() * SAMPLE_RATE)
-        end = min(end, start + round(LONGEST_S * SAMPLE_RATE))
-        waveforms.append(samples[max(channel, 0) if len(samples) > 1 else 0, start:end])
-        kept.append(int(place))
-    table = rows.select(["soft", "weight"]).take(pa.array(kept, pa.int64()))
-    return table.append_column("waveform", pa.array(waveforms, pa.list_(pa.float32())))
-
-
-def _decoded(uri: str, channels: Any) -> Any:
-    try:
-        with local_copy(uri) as path:
-            return np.concatenate(list(Decoding(path, channels)), axis=1)
-    except AudioError:
-        return None
+def _kept_rows(storage: Storage, record: dict[str, Any], matched: pa.Table) -> pa.Table:
+    columns = [*SEGMENT, "soft_label", "weight"]
+    rows = generation.to_train_on(storage, record, matched, columns)
+    return rows.rename_columns([*SEGMENT, "soft", "weight"])
 
 
 def _fit(
@@ -207,7 +189,7 @@ def _fit(
     datasets: dict[str, Any] = {
         name: ray.data.from_arrow(part)
         .repartition(max(workers, part.num_rows // 256))
-        .map_batches(cut, batch_format="pyarrow")
+        .map_batches(partial(cut, channels=work["channels"]), batch_format="pyarrow")
         for name, part in zip(names, rows, strict=True)
     }
     trainer = TorchTrainer(
@@ -270,9 +252,9 @@ def loop(work: dict[str, Any]) -> None:
     device, context = get_device(), ray.train.get_context()
     mine = max(2, work["batch"] // context.get_world_size())
     golden_rows = max(1, round(work["gold_share"] * mine))
-    streams = [_endless("gold", golden_rows)]
+    streams = [_endless("gold", golden_rows, work["seed"])]
     if mine > golden_rows:
-        streams.append(_endless("pseudo", mine - golden_rows))
+        streams.append(_endless("pseudo", mine - golden_rows, work["seed"]))
     model.train()
     loss_value = float("nan")
     while step < work["steps"]:
@@ -315,15 +297,17 @@ def _report(plain: Any, features: Any, optimiser: Any, step: int, loss: float) -
         ray.train.report({"step": step, "loss": loss}, checkpoint=checkpoint)
 
 
-def _endless(name: str, count: int) -> Iterator[list[dict[str, Any]]]:
-    """Batches of a worker's share of a dataset, over and over."""
+def _endless(name: str, count: int, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Batches of a worker's share of a dataset, over and over, each time in another order."""
     import ray.train
 
     shard = ray.train.get_dataset_shard(name)
     rows: list[dict[str, Any]] = []
     while True:
         empty = True
-        for batch in shard.iter_batches(batch_size=count, batch_format="pyarrow", prefetch_batches=1):
+        drawn = {"local_shuffle_buffer_size": SHUFFLED, "local_shuffle_seed": seed}
+        seed += 1
+        for batch in shard.iter_batches(batch_size=count, batch_format="pyarrow", prefetch_batches=1, **drawn):
             empty = False
             rows += batch.to_pylist()
             while len(rows) >= count:

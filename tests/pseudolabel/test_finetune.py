@@ -77,3 +77,9 @@ def test_two_workers_one_killed(corpus: Path) -> None:
     again = finetune(str(store), 0, str(corpus / "gold.csv"), str(corpus / "model"), **asked)
     assert resolve(f"{made.name}={again.folder}").fp == model.fp
     assert serpipe.open(str(store)).recordings().num_rows == 16
+    # With a label corrected it is other work.
+    gold = (corpus / "gold.csv").read_text()
+    (corpus / "corrected.csv").write_text(gold.replace("0.wav,anger", "0.wav,sadness", 1))
+    corrected = finetune(str(store), 0, str(corpus / "corrected.csv"), str(corpus / "model"), **asked | {"steps": 2})
+    assert resolve(f"{made.name}={corrected.folder}").fp != model.fp
+    assert len({place.parents[1] for place in checkpoints(store)}) == 2
