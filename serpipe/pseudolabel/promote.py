@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from serpipe.errors import UsageError
 from serpipe.evaluate import Answers, Measure, difference, evaluate
-from serpipe.models.registry import resolve
+from serpipe.labels import CANONICAL
+from serpipe.models.registry import ModelRef
 from serpipe.pseudolabel import gate, generation, schemas, sources, student
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel.arrays import by_id, seeded, words
@@ -32,6 +34,8 @@ FEWEST = 2000
 
 _CANARY_SEED = 20
 
+_FINAL = "students/final/"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
@@ -44,6 +48,9 @@ class Promotion:
         figures: of the student on the gating split.
         gain: over a gold-only student on the same clips.
         step: over the student of the round before; over the gold-only one in a first round.
+        fp: model fingerprint of the student that was judged; no other may teach.
+        classes: that all who are compared can name.
+        left_out: clips of the split with any other label.
     """
 
     generation: int
@@ -52,36 +59,43 @@ class Promotion:
     figures: dict[str, Measure]
     gain: dict[str, Measure]
     step: dict[str, Measure]
+    fp: str
+    classes: tuple[str, ...]
+    left_out: int
 
 
-def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = None, seed: int = 0) -> Promotion:
+def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = None) -> Promotion:
     """Apply the gates to a generation's student and write what they said to its `promotion.json`.
 
-    Judged is gold's split `gate`, else `test`, else `dev`; never what it was trained or calibrated on.
+    Judged is gold's split `gate`, else `test`: never what it was trained, calibrated or chosen on. Compared are
+    students of the same gold, backbone and settings, by the clips whose label all of them can name.
 
     Args:
         store: directory or fsspec URL.
         number: of the generation whose student is meant; it and the gold-only student must have relabelled the store.
         gold: labels by people.
         limits: what the gates ask.
-        seed: of the splits where gold has none.
 
     Raises:
-        UsageError: `GENERATION_UNKNOWN`, `PROMOTE_NO_STUDENT`, `PROMOTE_NOT_RELABELLED`, `PROMOTE_NO_GOLD`, or what is
-            wrong with gold.
+        UsageError: `GENERATION_UNKNOWN`, `PROMOTE_NO_STUDENT`, `PROMOTE_NOT_RELABELLED`, `PROMOTE_OTHER_GOLD`,
+            `PROMOTE_UNLIKE`, `PROMOTE_NO_GOLD`, `PROMOTE_NOTHING_SHARED`, or what is wrong with gold.
     """
     limits = limits or gate.Limits()
     opened = open_store(store)
     record = generation.load(opened.storage, number)
     audio = sources.audio_of(opened, record.get("audio"))
-    read = golden.read(gold, seed=seed)
+    read = golden.read(gold)
     split, clips = _judged(opened, read, audio)
     names = {"student": number, "gold-only": 0}
     parent = record["parent"]
     if parent is not None:
         names["parent"] = parent
-    answers = {what: _answers(opened, audio, which, clips) for what, which in names.items()}
-    canaries = _canaries(opened, audio, record)
+    models = {what: _student(opened, audio, which) for what, which in names.items()}
+    _refuse_unlike(opened, names, read)
+    heard = {what: stored(opened, audio, model.name, model.fp) for what, model in models.items()}
+    classes = _shared(heard, clips, read.location)
+    answers = {what: _answers(opened, audio, model, clips, classes) for what, model in heard.items()}
+    canaries = _canaries(opened, audio, record, heard["student"])
     verdicts = gate.judge(answers["student"], answers["gold-only"], answers.get("parent"), canaries, limits)
     made = Promotion(
         generation=number,
@@ -90,6 +104,9 @@ def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = 
         figures=evaluate(answers["student"], count=limits.count),
         gain=difference(answers["student"], answers["gold-only"], count=limits.count),
         step=difference(answers["student"], answers.get("parent", answers["gold-only"]), count=limits.count),
+        fp=models["student"].fp,
+        classes=classes,
+        left_out=clips.num_rows - len(answers["student"]),
     )
     opened.storage.put(schemas.promotion(number), _text(made, read, split, limits))
     return made
@@ -104,55 +121,94 @@ def status(store: Store, number: int) -> str | None:
     return str(said["status"])
 
 
-def score_final(store: str, number: int, gold: str, *, seed: int = 0) -> dict[str, Measure]:
-    """Score the final split, once: the store remembers who was judged by it, and it judges nobody again.
+def score_final(store: str, number: int, gold: str) -> dict[str, Measure]:
+    """Score the final split, once: the store remembers what was judged by, and it judges nobody again.
 
     Raises:
-        UsageError: `FINAL_SPENT`, these clips were scored before; `PROMOTE_NO_GOLD`, gold has no final split.
+        UsageError: `FINAL_SPENT`, some of these clips were scored before; `FINAL_NOT_PROMOTED`, the gates refused the
+            student or were not asked; `PROMOTE_OTHER_GOLD`; `PROMOTE_NO_GOLD`, gold has no final split.
     """
     opened = open_store(store)
     record = generation.load(opened.storage, number)
     audio = sources.audio_of(opened, record.get("audio"))
-    matched = golden.match(opened, golden.read(gold, seed=seed), audio)
+    read = golden.read(gold)
+    matched = golden.match(opened, read, audio)
     clips = matched.filter(pc.equal(matched["split"], "final"))
     if not clips.num_rows:
         raise UsageError("PROMOTE_NO_GOLD", f"{gold} has no split final that {store} holds")
-    answers = _answers(opened, audio, number, clips)
-    rows = zip(clips["segment_id"].to_pylist(), clips["label"].to_pylist(), strict=True)
-    named = hashlib.sha256(b"".join(identifier + label.encode() for identifier, label in rows)).hexdigest()
-    where = f"students/final/{named[:24]}.json"
-    found = evaluate(answers)
+    model = _student(opened, audio, number)
+    _refuse_unlike(opened, {"student": number}, read)
+    _refuse_unjudged(opened, number, model)
+    heard = stored(opened, audio, model.name, model.fp)
+    found = evaluate(_answers(opened, audio, heard, clips, None))
     mark = {
-        "student": student.name(number),
+        "student": model.name,
         "time": runs.now(),
         "clips": clips.num_rows,
         "figures": {name: asdict(measure) for name, measure in found.items()},
+        "spans": _spans(clips),
     }
-    # The mark comes before anybody sees a figure; who loses this race sees none.
-    if not opened.storage.create(where, json.dumps(mark, indent=1).encode()):
-        before = json.loads(opened.storage.get(where))
-        raise UsageError(
-            "FINAL_SPENT",
-            f"these {clips.num_rows} clips judged {before['student']} on {before['time']} (UA "
-            f"{before['figures']['recall_macro_ua']['value']:.3f}) and judge nobody again; collect new gold",
+    text = json.dumps(mark, indent=1).encode()
+    while True:
+        before = opened.storage.list(_FINAL)
+        _refuse_spent(opened, before, clips)
+        # The mark comes before anybody sees a figure; who loses this race looks at the winner's clips first.
+        if opened.storage.create(f"{_FINAL}{len(before) + 1:06d}.json", text):
+            return found
+
+
+def _spans(clips: pa.Table) -> list[list[Any]]:
+    """Where clips lie: recording, start and end. Another cut of the same audio has other segments in the same place."""
+    places = zip(*(clips[name].to_pylist() for name in ("recording_id", "start_s", "end_s")), strict=True)
+    return [[recording.hex(), start, end] for recording, start, end in places]
+
+
+def _refuse_spent(store: Store, marks: Sequence[str], clips: pa.Table) -> None:
+    mine: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for recording, start, end in _spans(clips):
+        mine[recording].append((start, end))
+    for name in marks:
+        before = json.loads(store.storage.get(name))
+        again = sum(
+            any(start < end_before and start_before < end for start, end in mine.get(recording, ()))
+            for recording, start_before, end_before in before["spans"]
         )
-    return found
+        if again:
+            raise UsageError(
+                "FINAL_SPENT",
+                f"{again} of these {clips.num_rows} clips judged {before['student']} on {before['time']} (UA "
+                f"{before['figures']['recall_macro_ua']['value']:.3f}) and judge nobody again; collect new gold",
+            )
+
+
+def _refuse_unjudged(store: Store, number: int, model: ModelRef) -> None:
+    try:
+        said = json.loads(store.storage.get(schemas.promotion(number)))
+    except FileNotFoundError:
+        said = {}
+    if (said.get("status"), said.get("fp")) != ("promoted", model.fp):
+        raise UsageError(
+            "FINAL_NOT_PROMOTED",
+            f"{model.name} has not passed its gates, and the final split, which judges once, is kept for one that has; "
+            f"`serpipe promote {store.storage.root} --generation {number} --gold …` says why",
+        )
 
 
 def _judged(store: Store, gold: golden.Gold, audio: str) -> tuple[str, pa.Table]:
     matched = golden.match(store, gold, audio)
-    for split in ("gate", "test", "dev"):
+    for split in ("gate", "test"):
         clips = matched.filter(pc.equal(matched["split"], split))
         if clips.num_rows:
             return split, clips
     raise UsageError(
         "PROMOTE_NO_GOLD",
-        f"{gold.location} has no split gate, test or dev that {store.storage.root} holds; a student is not judged on "
-        "what it was trained on",
+        f"{gold.location} has no split gate or test that {store.storage.root} holds; a student is not judged on what "
+        "it, its teachers' calibration or a choice was made on",
     )
 
 
-def _answers(store: Store, audio: str, number: int, clips: pa.Table) -> Answers:
+def _student(store: Store, audio: str, number: int) -> ModelRef:
+    """A student that has labelled the store."""
     name, where = student.name(number), student.folder(number)
     if not store.storage.exists(f"{where}probe.json"):
         raise UsageError(
@@ -160,19 +216,64 @@ def _answers(store: Store, audio: str, number: int, clips: pa.Table) -> Answers:
             f"{store.storage.root} has no student {name}; `serpipe train {store.storage.root} --generation {number} "
             "--gold …` makes it",
         )
-    fp = resolve(f"{name}={store.storage.root}/{where}").fp
-    if not any(one.model == name and one.fp == fp for one in sources.stored_models(store, audio)):
+    model = student.ref(store.storage, number)
+    if not any(one.model == name and one.fp == model.fp for one in sources.stored_models(store, audio)):
         raise UsageError(
             "PROMOTE_NOT_RELABELLED",
             f"{name} has not labelled {store.storage.root}; `serpipe relabel {store.storage.root} --student "
             f"{number}` does",
         )
-    model = stored(store, audio, name, fp)
-    return score(store, audio, model, clips, by=("corpus",)).answers
+    return model
+
+
+def _refuse_unlike(store: Store, names: Mapping[str, int], gold: golden.Gold) -> None:
+    """All must have learnt this gold, and the student and the gold-only one must differ in the pseudo-labels alone."""
+    trained = {what: student.training(store.storage, number) for what, number in names.items()}
+    for what, number in names.items():
+        if trained[what]["gold"]["hash"] != gold.hash:
+            raise UsageError(
+                "PROMOTE_OTHER_GOLD",
+                f"{student.name(number)} was trained with other gold than {gold.location} and may have learnt what it "
+                f"would be judged by; `serpipe train {store.storage.root} --generation {number} --gold "
+                f"{gold.location}` and `serpipe relabel` make it again",
+            )
+    if "gold-only" not in names:
+        return
+    mine, alone = trained["student"], trained["gold-only"]
+    pairs = {
+        "another backbone": [(one["backbone"]["model"], one["backbone"]["fp"]) for one in (mine, alone)],
+        "other settings": [one["settings"] for one in (mine, alone)],
+    }
+    unlike = [what for what, (first, second) in pairs.items() if first != second]
+    if unlike:
+        raise UsageError(
+            "PROMOTE_UNLIKE",
+            f"{student.name(names['student'])} and {student.name(0)} were trained with {unlike[0]}, so that "
+            "their difference says nothing of the pseudo-labels; `serpipe train` both with the same options",
+        )
+
+
+def _shared(models: Mapping[str, sources.Stored], clips: pa.Table, gold: str) -> tuple[str, ...]:
+    """Classes that every model can name."""
+    shared = set.intersection(*(set(model.emotions) for model in models.values()))
+    judged = shared & set(clips["label"].to_pylist())
+    if len(judged) < 2:
+        raise UsageError(
+            "PROMOTE_NOTHING_SHARED",
+            f"the clips that judge in {gold} have {len(judged)} of the classes that {', '.join(models)} can all name "
+            f"({', '.join(sorted(shared)) or 'none'}), and two are the least that can be told apart",
+        )
+    return tuple(emotion for emotion in CANONICAL if emotion in shared)
+
+
+def _answers(
+    store: Store, audio: str, model: sources.Stored, clips: pa.Table, classes: Sequence[str] | None
+) -> Answers:
+    return score(store, audio, model, clips, by=gate.SLICES, among=classes).answers
 
 
 def _canaries(
-    store: Store, audio: str, record: dict[str, Any]
+    store: Store, audio: str, record: dict[str, Any], model: sources.Stored
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Consensus and student's scores of the segments that are watched: those whose hash is small."""
     number, classes = int(record["number"]), list(record["classes"])
@@ -188,8 +289,6 @@ def _canaries(
         return None
     rows = by_id(pa.concat_tables(parts))
     before = rows["soft_label"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    name, where = student.name(number), student.folder(number)
-    model = stored(store, audio, name, resolve(f"{name}={store.storage.root}/{where}").fp)
     after = scores_of(store, audio, model, rows, classes)
     return before.reshape(rows.num_rows, len(classes)).astype(np.float64), after
 
@@ -198,9 +297,12 @@ def _text(made: Promotion, gold: golden.Gold, split: str, limits: gate.Limits) -
     content = {
         "generation": made.generation,
         "student": student.name(made.generation),
+        "fp": made.fp,
         "status": made.status,
         "split": split,
         "gold": {"hash": gold.hash, "counts": gold.counts().get(split, {})},
+        "classes": list(made.classes),
+        "left_out": made.left_out,
         "gates": [asdict(verdict) for verdict in made.verdicts],
         "limits": asdict(limits),
         "figures": {name: asdict(measure) for name, measure in made.figures.items()},
@@ -214,4 +316,7 @@ def lines(made: Promotion) -> list[str]:
     """What the gates said, a line each."""
     marks = {True: "passed", False: "FAILED", None: "not asked"}
     said = [f"  {verdict.gate}: {marks[verdict.passed]}; {verdict.why}" for verdict in made.verdicts]
+    if made.left_out:
+        shared = ", ".join(made.classes)
+        said.append(f"  {made.left_out} clips are left out: not all of the students can name more than {shared}")
     return [f"{student.name(made.generation)} is {made.status}", *said]
