@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +24,15 @@ def kept() -> Path:
     return Path(tempfile.gettempdir()) / f"serpipe-benchmark-{os.getuid()}"
 
 
-def checkpoint(name: str) -> str:
-    """A checkpoint of full size with random weights, as `NAME=DIRECTORY`; made at the first time of asking."""
-    folder = kept() / "checkpoints" / name
+Size = Literal["tiny", "full"]
+
+
+def checkpoint(name: str, size: Size = "full") -> str:
+    """A checkpoint with random weights, as `NAME=DIRECTORY`; made at the first time of asking."""
+    folder = kept() / ("checkpoints" if size == "full" else f"checkpoints-{size}") / name
     if not (folder / "RANDOM_WEIGHTS").exists():
         # It writes its mark last: a folder without one was left half-way.
-        make_checkpoint(name, folder, size="full")
+        make_checkpoint(name, folder, size=size)
     return f"{name}={folder}"
 
 

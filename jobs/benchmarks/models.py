@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.figures import Figure, figure, take_turns
-from benchmarks.material import checkpoint, lengths
+from benchmarks.material import Size, checkpoint, lengths
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
 from serpipe.models.allocator import keep_freed_memory
@@ -52,6 +52,15 @@ ROWS = {"cpu": (1, 4), "cuda": (8, 32, 64)}
 SMALL_ROWS = (8, 32)
 """The same for a model so small that a call costs about as much as its work."""
 
+MEASURE_S = {"full": 1.0, "tiny": 0.05}
+"""How long the bare network runs for one measurement."""
+
+QUICK_S, LONG_S = {"full": 30.0, "tiny": 6.0}, {"full": 120.0, "tiny": 6.0}
+"""Seconds of utterances that the adapter labels for one; a GPU and a small model get more."""
+
+WARM_S, WARM_AUDIO_S = 30.0, 12.0
+"""How long the size of a micro-batch is sought, at most, and on how much audio, at least."""
+
 
 def measure(*, quick: bool) -> list[Figure]:
     """The adapter over its bare network: one model in the format that is fastest here, or every model in every one."""
@@ -72,7 +81,9 @@ def fast_dtype(device: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def figures_of(name: str, device: str, dtype: str, *, quick: bool, named: bool = False) -> list[Figure]:
+def figures_of(
+    name: str, device: str, dtype: str, *, quick: bool, named: bool = False, size: Size = "full"
+) -> list[Figure]:
     """`adapter/model` of one model; on a GPU also the share of the peak that its bare network reaches.
 
     Args:
@@ -81,17 +92,23 @@ def figures_of(name: str, device: str, dtype: str, *, quick: bool, named: bool =
         dtype: number format; one that the model refuses gives no figures.
         quick: three rounds of half a minute of audio instead of five of two.
         named: whether the figure of the main model says its name too.
+        size: of the network; a tiny one tries the benchmark, not the model.
+
+    Raises:
+        ModelError: `MODEL_BACKEND_UNUSABLE`, what the model is built on is not installed.
     """
     begin(device)
     try:
-        adapter = resolve(name if name == "embedded" else checkpoint(name), dtype=dtype).load(device)
+        adapter = resolve(name if name == "embedded" else checkpoint(name, size), dtype=dtype).load(device)
     except ModelError as error:
         if error.code != "MODEL_DTYPE_UNSUPPORTED":
             raise
         return []
-    clips = utterances((30.0 if quick else 120.0) * (20 if device == "cuda" else 4 if name == "embedded" else 1))
+    clips = utterances(
+        (QUICK_S if quick else LONG_S)[size] * (20 if device == "cuda" else 4 if name == "embedded" else 1)
+    )
     rounds = 3 if quick else 5
-    bare = fastest_batch(adapter, device, dtype)
+    bare = fastest_batch(adapter, device, dtype, measure_s=MEASURE_S[size])
     speeds = take_turns({"adapter": labelling(adapter, clips, device), "model": bare}, rounds=rounds)
     main = (name, dtype) == (MAIN, fast_dtype(device)) and not named
     own = "" if main else f":{name}:{dtype}"
@@ -119,27 +136,56 @@ def utterances(seconds: float) -> list[NDArray[np.float32]]:
 
 
 def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -> Callable[[], float]:
-    """What labels clips as the model stage does, and gives seconds of audio a second."""
-    size, side_by_side = budget.for_model(adapter.spec.parameters, device), lanes.for_device(device)
+    """What labels clips as the model stage does once it has found its size, and gives seconds of audio a second."""
+    sizes, side_by_side = budget.for_model(adapter.spec.parameters, device), lanes.for_device(device)
+
+    def label(those: Sequence[NDArray[np.float32]]) -> None:
+        size, meter = sizes.seconds, lanes.Meter()
+        batching.run(adapter, those, budget_s=size, lanes=side_by_side, meter=meter)
+        if not sizes.settled:
+            sizes.record(size, audio_s=sum(map(len, those)) / SAMPLE_RATE, busy_s=meter.busy_s)
+
+    some = beginning(clips, max(WARM_AUDIO_S, 2 * lanes.CUDA_LANES * sizes.seconds))
+    began = time.perf_counter()
+    while not sizes.settled and time.perf_counter() - began < WARM_S:
+        label(some)
+    return timed(lambda: label(clips), clips)
+
+
+def beginning(clips: Sequence[NDArray[np.float32]], seconds: float) -> list[NDArray[np.float32]]:
+    """As many of the first clips as are together so long, or all."""
+    ends = np.cumsum([len(clip) / SAMPLE_RATE for clip in clips])
+    return list(clips[: int(np.searchsorted(ends, seconds)) + 1])
+
+
+def timed(run: Callable[[], object], clips: Sequence[NDArray[np.float32]]) -> Callable[[], float]:
+    """What runs, and gives seconds of audio a second."""
     seconds = sum(map(len, clips)) / SAMPLE_RATE
 
-    def label() -> float:
+    def arm() -> float:
         began = time.perf_counter()
-        batching.run(adapter, clips, budget_s=size.seconds, lanes=side_by_side)
-        elapsed = time.perf_counter() - began
-        size.record(seconds, elapsed)
-        return seconds / elapsed
+        run()
+        return seconds / (time.perf_counter() - began)
 
-    label()
-    return label
+    return arm
 
 
-def fastest_batch(adapter: Any, device: str, dtype: str) -> Callable[[], float]:
-    """The bare network in the batch that suits it best; gives seconds of audio a second."""
+def fastest_batch(adapter: Any, device: str, dtype: str, *, measure_s: float) -> Callable[[], float]:
+    """The bare network in the batch that suits it best; gives seconds of audio a second.
+
+    Raises:
+        torch.OutOfMemoryError: not even the smallest batch fits.
+    """
     sizes = SMALL_ROWS if adapter.spec.parameters < budget.SMALL_PARAMETERS else ROWS[device]
-    arms = {rows: repeated(packed(adapter, rows, device, dtype), rows, device) for rows in sizes}
-    speeds = {rows: max(arm(), arm()) for rows, arm in arms.items()}
-    return arms[max(speeds, key=lambda rows: speeds[rows])]
+    arms: dict[float, Callable[[], float]] = {}
+    for rows in sizes:
+        arm = repeated(packed(adapter, rows, device, dtype), rows, device, measure_s=measure_s)
+        try:
+            arms[max(arm(), arm())] = arm
+        except torch.OutOfMemoryError:
+            if not arms:
+                raise
+    return arms[max(arms)]
 
 
 def packed(adapter: Any, rows: int, device: str, dtype: str) -> Callable[[], object]:
@@ -155,20 +201,30 @@ def packed(adapter: Any, rows: int, device: str, dtype: str) -> Callable[[], obj
         windows = waveforms.view(2 * rows, -1).to(kind)
         return lambda: network(windows)
     inputs: Tensor = waveforms.to(kind)
-    return lambda: network(inputs, sizes)
+    return lambda: network(inputs, sizes, even=True)
 
 
-def repeated(run: Callable[[], object], rows: int, device: str) -> Callable[[], float]:
-    """What runs a batch for a second or longer, and gives seconds of audio a second."""
+def repeated(run: Callable[[], object], rows: int, device: str, *, measure_s: float) -> Callable[[], float]:
+    """What runs a batch about so long, or once, and gives seconds of audio a second.
+
+    The first measurement finds out how many batches that are, and waits for each; the others wait for the last alone.
+    """
+    found: list[int] = []
+
+    def done() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     @torch.inference_mode()
     def arm() -> float:
         began, batches = time.perf_counter(), 0
-        while time.perf_counter() - began < 1.0:
+        while batches < found[0] if found else time.perf_counter() - began < measure_s:
             run()
-            if device == "cuda":
-                torch.cuda.synchronize()
             batches += 1
+            if not found:
+                done()
+        done()
+        found[:] = [batches]
         return batches * rows * ROW_S / (time.perf_counter() - began)
 
     return arm

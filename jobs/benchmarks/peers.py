@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, figure, take_turns
-from benchmarks.material import checkpoint, kept, lengths, write_clips
-from benchmarks.models import MAIN, begin, labelling
+from benchmarks.material import Size, checkpoint, kept, lengths
+from benchmarks.models import MAIN, begin, labelling, timed
 from serpipe.models.contract import SAMPLE_RATE
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.testing import speech_like
@@ -40,30 +37,42 @@ DRIFT = 0.25
 """Change of a score that the certificates of random weights allow."""
 
 
+SECONDS = {"cpu": (20.0, 120.0), "cuda": (1200.0, 2400.0)}
+"""Of utterances, quick or not: on a GPU some batches of the largest size."""
+
+BATCH_SIZES = {"cpu": ((1, 4), (1, 2, 4, 8)), "cuda": ((1, 16, 64), (1, 8, 16, 32, 64))}
+"""That the pipeline is tried with, quick or not; the fastest counts."""
+
+
 def measure(*, quick: bool) -> list[Figure]:
-    """Hold serpipe against each peer, at `--dtype auto` and, as `:float32`, in the format of the peer.
+    """Hold serpipe against each peer."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [row for peer in PEERS for row in figures_of(peer, device, quick=quick)]
+
+
+def figures_of(peer: str, device: str, *, quick: bool, size: Size = "full") -> list[Figure]:
+    """Hold serpipe against a peer, at `--dtype auto` and, as `:float32`, in the format of the peer.
 
     Args:
-        quick: three rounds of twenty seconds of audio, the pipeline in two batch sizes; five of two minutes otherwise.
+        peer: of `PEERS`.
+        device: `cpu` or `cuda`, for both.
+        quick: three rounds of less audio, the pipeline in fewer batch sizes.
+        size: of the network; a tiny one tries the benchmark, not the models.
+
+    Raises:
+        ModelError: `MODEL_BACKEND_UNUSABLE`, the peer is not installed.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     begin(device)
-    clips = spoken((20.0 if quick else 120.0) * (20 if device == "cuda" else 1))
-    rounds = 3 if quick else 5
-    found = []
-    for name, peer, make in (
-        (MAIN, "transformers", pipeline),
-        (EMOTION2VEC, "funasr", generate),
-    ):
-        best = auto(name, device)
-        arms = {"auto": best, "float32": resolve(checkpoint(name))}
-        running = {dtype: labelling(model.load(device), clips, device) for dtype, model in arms.items()}
-        batch_sizes = (1, 4) if quick else (1, 2, 4, 8)
-        with apart(make, checkpoint(name).partition("=")[2], clips, device, batch_sizes) as other:
-            speeds = take_turns({**running, "peer": other}, rounds=rounds)
-        found.append(figure(f"peer/{peer}", speeds["auto"], speeds["peer"]))
-        found.append(figure(f"peer/{peer}:float32", speeds["float32"], speeds["peer"]))
-    return found
+    clips = spoken(SECONDS[device][not quick])
+    name, make = PEERS[peer]
+    arms = {"auto": auto(name, device, size), "float32": resolve(checkpoint(name, size))}
+    running = {dtype: labelling(model.load(device), clips, device) for dtype, model in arms.items()}
+    with apart(make, checkpoint(name, size).partition("=")[2], clips, device, BATCH_SIZES[device][not quick]) as other:
+        speeds = take_turns({**running, "peer": other}, rounds=3 if quick else 5)
+    return [
+        figure(f"peer/{peer}", speeds["auto"], speeds["peer"]),
+        figure(f"peer/{peer}:float32", speeds["float32"], speeds["peer"]),
+    ]
 
 
 def spoken(seconds: float) -> list[NDArray[np.float32]]:
@@ -71,17 +80,15 @@ def spoken(seconds: float) -> list[NDArray[np.float32]]:
     return [speech_like(length, seed=number) for number, length in enumerate(lengths(seconds))]
 
 
-def auto(name: str, device: str) -> ModelRef:
+def auto(name: str, device: str, size: Size = "full") -> ModelRef:
     """A model in the format that `--dtype auto` takes; its certificate is made where none stands."""
     from serpipe.models.certificate import best_dtype, certify
 
     os.environ["SERPIPE_CACHE"] = str(kept() / "cache")
-    model = resolve(checkpoint(name))
-    if "models certify" in best_dtype(model)[1]:
-        with tempfile.TemporaryDirectory() as folder:
-            write_clips(Path(folder), 30.0)
-            certify(model, folder, device=device, drift=DRIFT, per_bucket=1)
-    return resolve(checkpoint(name), dtype=best_dtype(model)[0])
+    model = resolve(checkpoint(name, size))
+    if "models certify" in best_dtype(model, device)[1]:
+        certify(model, spoken(30.0), device=device, drift=DRIFT, per_bucket=1)
+    return resolve(checkpoint(name, size), dtype=best_dtype(model, device)[0])
 
 
 @contextmanager
@@ -151,13 +158,5 @@ def generate(
     return run
 
 
-def timed(run: Callable[[], object], clips: Sequence[NDArray[np.float32]]) -> Callable[[], float]:
-    """What runs, and gives seconds of audio a second."""
-    seconds = sum(map(len, clips)) / SAMPLE_RATE
-
-    def arm() -> float:
-        began = time.perf_counter()
-        run()
-        return seconds / (time.perf_counter() - began)
-
-    return arm
+PEERS = {"transformers": (MAIN, pipeline), "funasr": (EMOTION2VEC, generate)}
+"""The model that both run, and what makes the peer ready."""
