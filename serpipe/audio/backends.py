@@ -9,6 +9,8 @@ little would otherwise lose the rest of the recording without a word.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from serpipe.audio.localfile import LocalFile, ReadingFailed, failed
 
 if TYPE_CHECKING:
     import av
@@ -31,6 +35,9 @@ _LONGEST_PACKET_S = 10.0
 
 _BETTER_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 """FFmpeg's own AMR decoders refuse the frames that phones send while nobody speaks."""
+
+_SYSTEM_ERROR = 2
+"""libsndfile's number for what the operating system refused; of reading on, that is never the file's content."""
 
 _SNDFILE_FIRST = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"caff", b"NIST", b"OggS")
 
@@ -68,12 +75,15 @@ class Track:
 
     Attributes:
         header: what the file claims.
-        frames: yields `(sample_rate, (channels, n))`; rate, channels and dtype may change on the way.
+        file: where its bytes come from.
+        frames: yields `(sample_rate, (channels, n))`; rate, channels and dtype may change on the way. Raises
+            `ReadingFailed` where the file's bytes cannot be had.
         undecoded_s: seconds inside the track that the codec refused; silence keeps their place.
         error: why decoding ended early; None while it has not.
     """
 
     header: Header
+    file: LocalFile
     frames: Iterator[tuple[int, Frames]]
     undecoded_s: float = 0.0
     error: str | None = None
@@ -93,16 +103,15 @@ def open_track(path: str, backend: str) -> Track:
 
     Raises:
         Undecodable: the library finds nothing it can decode, with its reason.
-        OSError: the file cannot be read.
+        ReadingFailed: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        # Both libraries take a file they cannot make out for headerless audio when its name ends in .au, .al, .g722
-        # or the like, and play an error page as noise; a playlist may send them to other files. No name, no guess.
-        nameless = f"/proc/self/fd/{file.fileno()}"
-        return _open_sndfile(nameless) if backend == "sndfile" else _open_ffmpeg(nameless)
+    # Both libraries take a file they cannot make out for headerless audio when its name ends in .au, .al, .g722
+    # or the like, and play an error page as noise. No name, no guess.
+    file = LocalFile(path)
+    return _open_sndfile(file) if backend == "sndfile" else _open_ffmpeg(file)
 
 
-def _open_sndfile(path: str) -> Track:
+def _open_sndfile(source: LocalFile) -> Track:
     import soundfile
 
     class Forward(soundfile.SoundFile):  # type: ignore[misc]
@@ -112,13 +121,13 @@ def _open_sndfile(path: str) -> Track:
             return False
 
     try:
-        file = Forward(path)
+        file = Forward(source.descriptor, closefd=False)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise Undecodable(_plain(error)) from error
     # libsndfile marks an unknown length with a frame count near 2^63.
     claimed = file.frames / file.samplerate if 0 < file.frames < 2**40 else None
     header = Header(file.format.lower(), file.subtype.lower(), file.samplerate, file.channels, claimed)
-    track = Track(header, iter(()))
+    track = Track(header, source, iter(()))
     track.frames = _sndfile_frames(file, track)
     return track
 
@@ -133,6 +142,9 @@ def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[i
             try:
                 block = file.read(BLOCK, dtype=dtype, always_2d=True)
             except soundfile.LibsndfileError as error:
+                if error.code == _SYSTEM_ERROR:
+                    track.file.look_through()
+                    raise ReadingFailed(errno.EIO, os.strerror(errno.EIO)) from error
                 track.error = _plain(error)
                 return
             if not len(block):
@@ -140,14 +152,17 @@ def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[i
             yield file.samplerate, block.T
 
 
-def _open_ffmpeg(path: str) -> Track:
+def _open_ffmpeg(source: LocalFile) -> Track:
     import av
 
     try:
-        container = av.open(path, metadata_errors="replace")
+        # Through Python its reads can be told from its own troubles. A playlist may send it nowhere else.
+        container = av.open(source.reader, "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
+        if fault := failed(error):
+            raise fault from error
         raise Undecodable(_plain(error)) from error
     if not container.streams.audio:
         container.close()
@@ -163,7 +178,7 @@ def _open_ffmpeg(path: str) -> Track:
     elif container.duration:
         claimed = container.duration / av.time_base
     header = Header(container.format.name.split(",")[0], codec.name, codec.sample_rate or 0, codec.channels, claimed)
-    track = Track(header, iter(()))
+    track = Track(header, source, iter(()))
     track.frames = _ffmpeg_frames(container, stream, track)
     return track
 
@@ -191,6 +206,8 @@ def _ffmpeg_frames(
             except MemoryError:
                 raise
             except (av.FFmpegError, OSError) as error:
+                if fault := failed(error):
+                    raise fault from error
                 track.error = _plain(error)
                 break
             if packet is None:

@@ -1,11 +1,13 @@
 """Decoding in a child process with a deadline and a memory limit.
 
 A file that crashes, hangs or balloons a codec costs one verdict; the process that asked goes on with a new child.
-The child stays warm from file to file. What codecs write on stderr is counted, not shown.
+A file on which a child ended is decoded once more, in a fresh one, before anything is held against it. The child stays
+warm from file to file. What codecs write on stderr is counted, not shown.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -14,7 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
@@ -24,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serpipe.audio.backends import Frames, Header, as_float
-from serpipe.audio.decode import Channels, Decoding, Outcome
+from serpipe.audio.deaths import IDLE_SHARE, DeathError, computed, died, judged, silent
+from serpipe.audio.decode import Channels, Decoding, Outcome, unreachable
 from serpipe.errors import AudioError
 
 START_S = 300.0
@@ -46,7 +49,7 @@ class Limits:
     """What one file may cost.
 
     Attributes:
-        stall_s: seconds without any new audio after which the child is ended.
+        stall_s: seconds without any new audio after which the child is ended; once more of it in a fresh child.
         memory_bytes: what the child may allocate beyond its own start.
     """
 
@@ -73,25 +76,67 @@ class Slots:
 
 
 class ChildDecoding:
-    """A recording being decoded by the child; iterate it once. The same attributes as `Decoding`."""
+    """A recording being decoded by the child; iterate it once. The same attributes as `Decoding`.
+
+    Where the child ends before the file does, a fresh one decodes the file from its start, and what was handed on
+    already is passed over: decoding gives the same samples each time.
+    """
 
     def __init__(self, decoder: ChildDecoder, path: str, channels: Channels) -> None:
         self._decoder = decoder
+        self._job = {"path": path, "channels": channels}
+        self._death: DeathError | None = None
+        self._given = 0
         self.outcome = Outcome()
-        decoder.send({"path": path, "channels": channels})
-        _, body = decoder.receive()
-        opened = json.loads(bytes(body))
-        self.header = Header(**opened["header"])
-        self.channels: int = opened["channels"]
+        try:
+            self.header, self.channels = self._open()
+        except DeathError as death:
+            self.header, self.channels = self._once_more(death)
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        known = 0
         while True:
-            kind, body = self._decoder.receive()
-            if kind == _AUDIO:
-                yield self._decoder.take(body, self.channels)
-            else:
+            try:
+                kind, body = self._decoder.receive()
+            except DeathError as death:
+                if self._once_more(death) != (self.header, self.channels):
+                    raise _changed() from None
+                known = self._given
+                continue
+            if kind != _AUDIO:
+                if known:
+                    raise _changed()
                 self.outcome = Outcome(**json.loads(bytes(body)))
                 return
+            block = self._decoder.take(body, self.channels)
+            fresh = block[:, known:]
+            known -= block.shape[1] - fresh.shape[1]
+            if fresh.shape[1]:
+                self._given += fresh.shape[1]
+                yield fresh
+
+    def _open(self) -> tuple[Header, int]:
+        self._decoder.send(self._job)
+        _, body = self._decoder.receive()
+        opened = json.loads(bytes(body))
+        return Header(**opened["header"]), opened["channels"]
+
+    def _once_more(self, death: DeathError) -> tuple[Header, int]:
+        if self._death is not None:
+            raise judged(self._death, death) from None
+        self._death = death
+        try:
+            return self._open()
+        except DeathError as second:
+            raise judged(death, second) from None
+
+
+def _changed() -> AudioError:
+    return AudioError(
+        "RECORDING_CHANGED",
+        "the file was another one when it was decoded again; the next run takes the new version",
+        transient=True,
+    )
 
 
 class ChildDecoder:
@@ -118,6 +163,7 @@ class ChildDecoder:
         self._pipe: Connection | None = None
         self._slots: Slots | None = None
         self._busy = False
+        self._plain_file = True
         self.messages = 0
 
     def decode(self, path: str, channels: Channels) -> ChildDecoding:
@@ -125,19 +171,21 @@ class ChildDecoder:
 
         Raises:
             AudioError: what `Decoding` raises, and `AUDIO_DECODER_CRASHED`, `AUDIO_DECODER_HUNG`,
-                `AUDIO_DECODER_MEMORY`; transient: `AUDIO_DECODER_KILLED`, `AUDIO_DECODER_NOT_STARTED`; the same
-                while iterating.
+                `AUDIO_DECODER_MEMORY`, `AUDIO_DECODER_KILLED`, each only where a fresh child ended on the file too;
+                transient: `AUDIO_DECODER_STOPPED`, `AUDIO_DECODER_NOT_STARTED`, `RECORDING_CHANGED`; the same while
+                iterating.
         """
         if self._busy:
             # The caller left a recording half-way: its audio is still in the pipe.
             self.close()
         return ChildDecoding(self, path, channels)
 
-    def send(self, job: dict[str, str]) -> None:
+    def send(self, job: Mapping[str, str]) -> None:
         """Hand the child a file, starting the child when there is none."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._pipe is not None
+        self._plain_file = os.path.isfile(job["path"])
         self._pipe.send_bytes(json.dumps(job).encode())
         self._busy = True
 
@@ -145,12 +193,7 @@ class ChildDecoder:
         """The child's next message: its kind and its body; a failure is raised."""
         assert self._pipe is not None
         try:
-            if not self._pipe.poll(self._limits.stall_s):
-                self.close()
-                raise AudioError(
-                    "AUDIO_DECODER_HUNG",
-                    f"the codec gave nothing for {self._limits.stall_s:.0f} s; the file is damaged or hostile",
-                )
+            self._wait()
             message = self._pipe.recv_bytes()
         except (EOFError, ConnectionError):
             raise self._death() from None
@@ -160,10 +203,25 @@ class ChildDecoder:
         if kind == _FAILED:
             failed = json.loads(bytes(body))
             if failed["code"] == "AUDIO_DECODER_MEMORY":
-                # What libraries leave behind when memory runs out must not count against the next file.
+                # What libraries leave behind, of this file or of earlier ones, must not count against the next.
                 self.close()
-            raise AudioError(failed["code"], failed["message"])
+                raise DeathError(AudioError(failed["code"], failed["message"]))
+            raise AudioError(failed["code"], failed["message"], transient=failed["transient"])
         return kind, body
+
+    def _wait(self) -> None:
+        """Wait for a message as long as the deadline allows."""
+        assert self._pipe is not None
+        assert self._process is not None
+        half = self._limits.stall_s / 2
+        if self._pipe.poll(half):
+            return
+        before = computed(self._process.pid)
+        if self._pipe.poll(half):
+            return
+        idle = computed(self._process.pid) - before < IDLE_SHARE * half
+        self.close()
+        raise silent(self._limits.stall_s, waiting=idle and self._plain_file)
 
     def take(self, body: memoryview, channels: int) -> NDArray[np.float32]:
         """The samples of an audio message, float32 (channels, n), out of the shared memory."""
@@ -256,23 +314,18 @@ class ChildDecoder:
             for _ in stream:
                 self.messages += 1
 
-    def _death(self) -> AudioError:
+    def _death(self) -> DeathError:
         assert self._process is not None
         status = self._process.wait()
         self.close()
-        if status == -signal.SIGKILL:
-            return AudioError(
-                "AUDIO_DECODER_KILLED",
-                "something ended the decoder from outside; it is tried again",
-                transient=True,
-            )
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return AudioError("AUDIO_DECODER_CRASHED", f"the codec died of {how}; the file is damaged or hostile")
+        return died(status)
 
 
 def main(descriptor: int, memory: int, memory_bytes: int, parent: int) -> None:
     """The child: decode what is asked for until the pipe closes."""
     end_with(parent)
+    # Python would end with a trace of wherever it was, or inside a library's callback not at all.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     pipe = Connection(descriptor)
     slots = Slots(memory)
     _warm_up()
@@ -290,20 +343,27 @@ def main(descriptor: int, memory: int, memory_bytes: int, parent: int) -> None:
             return
         try:
             _serve(pipe, slots, job)
-        except AudioError as error:
-            _fail(pipe, error.code, error.message)
-        except MemoryError:
-            _fail(
-                pipe,
-                "AUDIO_DECODER_MEMORY",
-                f"decoding wants more than {memory_bytes >> 20} MiB; the file is damaged or hostile",
-            )
         except (BrokenPipeError, EOFError):
             return
-        except OSError as error:
-            _fail(pipe, "AUDIO_UNREADABLE", f"the file cannot be read ({error.strerror or error})")
         except Exception as error:
-            _fail(pipe, "AUDIO_UNDECODABLE", f"the codec failed: {type(error).__name__}: {error}")
+            _fail(pipe, _said(error, memory_bytes))
+
+
+def _said(error: Exception, memory_bytes: int) -> AudioError:
+    """What an exception says of the file that was being decoded."""
+    import av
+
+    if isinstance(error, AudioError):
+        return error
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return AudioError(
+            "AUDIO_DECODER_MEMORY",
+            f"decoding wants more than {memory_bytes >> 20} MiB, in a fresh process too; the file is damaged or "
+            "hostile",
+        )
+    if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+        return unreachable(error)
+    return AudioError("AUDIO_UNDECODABLE", f"the codec failed: {type(error).__name__}: {error}")
 
 
 def _serve(pipe: Connection, slots: Slots, job: dict[str, Channels]) -> None:
@@ -323,8 +383,9 @@ def _serve(pipe: Connection, slots: Slots, job: dict[str, Channels]) -> None:
     pipe.send_bytes(_END + json.dumps(asdict(decoding.outcome)).encode())
 
 
-def _fail(pipe: Connection, code: str, message: str) -> None:
-    pipe.send_bytes(_FAILED + json.dumps({"code": code, "message": message}).encode())
+def _fail(pipe: Connection, error: AudioError) -> None:
+    told = {"code": error.code, "message": error.message, "transient": error.transient}
+    pipe.send_bytes(_FAILED + json.dumps(told).encode())
 
 
 def _warm_up() -> None:

@@ -6,6 +6,7 @@ Runs in the child process of `serpipe.audio.child`; works as well in process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,7 @@ from serpipe.audio.backends import (
     backends_for,
     open_track,
 )
+from serpipe.audio.localfile import LocalFile, ReadingFailed
 from serpipe.errors import AudioError
 from serpipe.models.contract import SAMPLE_RATE
 
@@ -46,6 +48,12 @@ UNDECODABLE = {
     "AUDIO_NO_SAMPLES": "the header can be read, but not one sample behind it",
 }
 """Why a file gives nothing, by code."""
+
+WORTH_A_LOOK_S = 0.1
+"""Seconds short of what a header claims from which on it is looked whether the file could be read to its end."""
+
+MOST_LOOKED_THROUGH = 64 << 20
+"""Bytes, of a file in which nothing decodes: it may be anything, and of any size."""
 
 LONGEST_S = 7 * 86_400
 """Seconds. No recording is longer than a week; what claims to be is a decompression bomb."""
@@ -86,7 +94,8 @@ class Decoding:
     Raises:
         AudioError: nothing in it can be decoded (`AUDIO_EMPTY`, `AUDIO_UNDECODABLE`, `AUDIO_NO_TRACK`,
             `AUDIO_NO_SAMPLES`), or the header is absurd (`AUDIO_ABSURD_RATE`, `AUDIO_ABSURD_CHANNELS`). While it
-            is iterated: `AUDIO_NOT_FINITE`, `AUDIO_OUT_OF_RANGE`, `AUDIO_TOO_LONG`.
+            is iterated: `AUDIO_NOT_FINITE`, `AUDIO_OUT_OF_RANGE`, `AUDIO_TOO_LONG`. Transient, at any time:
+            `RECORDING_UNREACHABLE`, its bytes cannot be had.
 
     Yields:
         float32 (channels, n) at 16 kHz; values beyond 1.0 are kept.
@@ -102,7 +111,8 @@ class Decoding:
     def __init__(self, path: str, channels: Channels = "mix") -> None:
         self.outcome = Outcome()
         self._wanted = channels
-        track, first = _first_that_decodes(path)
+        with _reading():
+            track, first = _first_that_decodes(path)
         self.header: Header = track.header
         self.channels = len(first[1]) if channels == "split" else 1
         self._track: Track = track
@@ -113,6 +123,10 @@ class Decoding:
 
     def blocks(self) -> Iterator[Frames]:
         """The same in as few bytes as lose nothing: int16 where the file holds that at 16 kHz, and nothing is mixed."""
+        with _reading():
+            yield from self._blocks()
+
+    def _blocks(self) -> Iterator[Frames]:
         resampler: soxr.ResampleStream | None = None
         rate = 0
         for now, frames in self._frames():
@@ -128,9 +142,21 @@ class Decoding:
                 chosen = _resampled(resampler, as_float(chosen), last=False)
             if chosen.shape[1]:
                 yield self._counted(chosen)
-        yield from self._finish(resampler)
         self.outcome.undecoded_s = self._track.undecoded_s
         self.outcome.error = self.outcome.error or self._track.error
+        # Before the last samples: with them the recording's last unit would be complete.
+        self._look()
+        yield from self._finish(resampler)
+
+    def _look(self) -> None:
+        """Make sure that the file itself ended where its track did, wherever that is earlier than it should."""
+        claimed = self.header.claimed_s
+        missing = not self._track.file.at_end if claimed is None else self._lacks(claimed)
+        if missing or self.outcome.error or self.outcome.undecoded_s:
+            self._track.file.look_through()
+
+    def _lacks(self, claimed_s: float) -> bool:
+        return self.outcome.duration_s < claimed_s - WORTH_A_LOOK_S
 
     def _frames(self) -> Iterator[tuple[int, Frames]]:
         yield self._first
@@ -200,9 +226,8 @@ def mixed(frames: Frames) -> NDArray[np.float32]:
 
 def _first_that_decodes(path: str) -> tuple[Track, tuple[int, Frames]]:
     """The first library that gets a sample out of the file, and its first block."""
-    with open(path, "rb") as file:
-        magic = file.read(4)
-    if not magic:
+    file = LocalFile(path)
+    if not (magic := file.start(4)):
         raise AudioError("AUDIO_EMPTY", "the file holds no byte; it was never written to its end")
     code, reasons = "AUDIO_UNDECODABLE", []
     for backend in backends_for(magic):
@@ -218,7 +243,26 @@ def _first_that_decodes(path: str) -> tuple[Track, tuple[int, Frames]]:
         except StopIteration:
             code = "AUDIO_NO_SAMPLES"
             reasons.append(f"{backend}: {track.error or 'no samples'}")
+    file.look_through(MOST_LOOKED_THROUGH)
     raise AudioError(code, f"{UNDECODABLE[code]} ({'; '.join(reasons)})")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except ReadingFailed as error:
+        raise unreachable(error) from error
+
+
+def unreachable(error: OSError) -> AudioError:
+    """What to say of a local file whose bytes could not be had: never that it is damaged."""
+    why = error.strerror or type(error).__name__
+    return AudioError(
+        "RECORDING_UNREACHABLE",
+        f"reading broke off ({why}); look at the disk or network file system it lies on",
+        transient=True,
+    )
 
 
 def check_header(header: Header) -> None:
