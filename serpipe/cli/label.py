@@ -111,7 +111,7 @@ def _summary(result: Result) -> Iterator[str]:
             f"`serpipe failures {result.store}` says why and what to do"
         )
     if result.unsettled:
-        yield f"{result.unsettled:,} recordings are not settled; the same command tries them again"
+        yield f"{result.unsettled:,} recordings are not settled; the next run tries them again"
     yield from _tries(result)
     yield f"tables: {result.store}"
 
