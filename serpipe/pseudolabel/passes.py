@@ -20,6 +20,7 @@ from serpipe.pseudolabel import schemas
 from serpipe.pseudolabel.arrays import fixed, seeded, text_keys, words
 from serpipe.pseudolabel.balance import CANDIDATES, Totals
 from serpipe.pseudolabel.judge import PASSED, Judged, Rules, good_audio, judge
+from serpipe.pseudolabel.overlap import thinned
 from serpipe.pseudolabel.sources import Bucket
 from serpipe.store import parquet
 from serpipe.store.storage import Storage
@@ -71,7 +72,7 @@ class Written:
 
 def gather(rules: Rules, bucket: Bucket) -> Gathered:
     """The first pass over one bucket."""
-    judged = judge(Storage(rules.root), rules, bucket)
+    judged = thinned(rules, judge(Storage(rules.root), rules, bucket))
     usable, voted = judged.usable, judged.consensus
     totals = Totals(
         segments=int(usable.sum()),
@@ -99,13 +100,12 @@ def gather(rules: Rules, bucket: Bucket) -> Gathered:
 def write(rules: Rules, fates: Fates) -> Written:
     """The second pass over one bucket: its file of the generation."""
     storage = Storage(rules.root)
-    judged = judge(storage, rules, fates.bucket)
+    judged = thinned(rules, judge(storage, rules, fates.bucket))
     fate = np.full(judged.rows.num_rows, _UNDECIDED, np.uint8)
     fate[fates.places] = fates.stages
-    # 0 kept, then the stages in their order: those that look at one segment came first.
-    reason = np.where(
-        fate == _UNDECIDED, judged.stage + 1, np.where(fate == _KEPT, 0, fate + len(schemas.LOCAL_STAGES))
-    )
+    # 0 kept, then the stages in their order: those that look at one segment or recording came first.
+    earlier = len(schemas.STAGES) - len(schemas.GLOBAL_STAGES)
+    reason = np.where(fate == _UNDECIDED, judged.stage + 1, np.where(fate == _KEPT, 0, fate + earlier))
     table = _rows(rules, judged, fate, reason.astype(np.int64))
     name = schemas.part(rules.number, fates.bucket.number)
     facts = {"generation": str(rules.number), "recipe": rules.recipe.hash, "classes": " ".join(rules.classes)}
@@ -227,7 +227,7 @@ def _held_out(rules: Rules, judged: Judged) -> NDArray[np.bool_]:
 
 def _verdicts(rules: Rules, judged: Judged, fate: NDArray[np.uint8]) -> pa.StructArray:
     arrays = []
-    for stage in schemas.LOCAL_STAGES:
+    for stage in schemas.LOCAL_STAGES + schemas.RECORDING_STAGES:
         passes, looked = judged.verdicts[stage]
         arrays.append(pa.array(passes, mask=~looked))
     caps = rules.recipe.caps

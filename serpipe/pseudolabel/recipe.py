@@ -89,12 +89,18 @@ class Agree(_Section):
 
 
 class Select(_Section):
-    """One threshold for each class, from all usable segments (FreeMatch), and a margin."""
+    """One threshold for each class, from all usable segments (FreeMatch), a margin, and no audio twice."""
 
     margin: Share = _field(0.25, "least distance between the two likeliest classes")
     low: Share = _field(0.6, "the global threshold, the mean confidence, is not below", "FreeMatch, bounds ours")
     high: Share = _field(0.9, "nor above", "FreeMatch clips at 0.95; speech is more ambiguous than photographs")
     floor: Share = _field(0.5, "no class's threshold is below this")
+    overlap: Share = _field(
+        0.0,
+        "of two segments of a recording and channel that share more than this of the shorter one, the surer is kept; 1 "
+        "is off",
+        "a proposal of serpipe's: overlapping windows are for timelines, and in training they weigh their audio twice",
+    )
 
 
 class Coherence(_Section):

@@ -24,6 +24,11 @@ LOCAL_STAGES = (
 )
 """Stages that look at one segment, in the order that decides the reason."""
 
+RECORDING_STAGES = (
+    "overlap",  # a surer segment of its recording and channel shares audio with it
+)
+"""Stages that weigh a segment against others of its recording, among those that passed so far."""
+
 GLOBAL_STAGES = (
     "threshold",  # confidence, class by class
     "duplicate",  # the same audio is kept once
@@ -34,7 +39,7 @@ GLOBAL_STAGES = (
 )
 """Stages that weigh a segment against all others."""
 
-STAGES = LOCAL_STAGES + GLOBAL_STAGES
+STAGES = LOCAL_STAGES + RECORDING_STAGES + GLOBAL_STAGES
 
 PSEUDO_LABELS = pa.schema(
     [
@@ -52,7 +57,7 @@ PSEUDO_LABELS = pa.schema(
         pa.field("weight", pa.float32(), nullable=False),  # 0 where not kept
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),  # the first stage that dropped it; null when kept
-        # true passed, false not; null where a stage was off or blind, and in GLOBAL_STAGES after a drop
+        # true passed, false not; null where a stage was off or blind, and from RECORDING_STAGES on after a drop
         pa.field("verdicts", pa.struct([pa.field(stage, pa.bool_()) for stage in STAGES])),
         pa.field("split", pa.string()),  # train or dev; null where not kept
         pa.field("confidence", pa.float32()),  # consensus probability of the label

@@ -20,6 +20,7 @@ STAGES = {
     "margin": "two classes are equally likely",
     "dimensions": "arousal or valence contradict it",
     "text": "the words contradict it",
+    "overlap": "a surer one shares its audio",
     "threshold": "below its class's threshold",
     "duplicate": "the same audio again",
     "speaker": "its speaker has enough",
