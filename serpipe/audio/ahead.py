@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from serpipe.audio.part import Part
 from serpipe.audio.source import is_remote, local_copy
 
 READ_AHEAD_BYTES = 64 << 20
@@ -22,8 +23,11 @@ READ_AHEAD_BYTES = 64 << 20
 class Copy:
     """A recording at a path that can be read between `__enter__` and `close`."""
 
-    def __init__(self, row: dict[str, Any], pool: ThreadPoolExecutor) -> None:
-        self._copy = local_copy(row["uri"], query=row.get("query"), size=row.get("size"), etag=row.get("etag"))
+    def __init__(self, row: dict[str, Any], pool: ThreadPoolExecutor, *, in_part: bool) -> None:
+        given = row.get("given") if in_part else None
+        self._part = Part([(one["start_s"], one["end_s"]) for one in given]) if given else None
+        facts = {name: row.get(name) for name in ("query", "size", "etag")}
+        self._copy = local_copy(row["uri"], **facts, part=self._part)
         self._open = False
         self._fetched: Future[str] | None = None
         if is_remote(row["uri"]):
@@ -41,6 +45,11 @@ class Copy:
         self._open = True
         return path
 
+    @property
+    def in_part(self) -> bool:
+        """Whether only what its given segments need was read; known once it is entered."""
+        return self._part is not None and self._part.alone
+
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -53,11 +62,14 @@ class Copy:
         self._open, self._fetched = False, None
 
 
-def one_ahead(rows: Sequence[dict[str, Any]]) -> Generator[tuple[dict[str, Any], Copy], None, None]:
+def one_ahead(
+    rows: Sequence[dict[str, Any]], *, in_part: bool = False
+) -> Generator[tuple[dict[str, Any], Copy], None, None]:
     """Recordings with their copies, the next one on its way while one is used.
 
     Args:
         rows: as `serpipe.read_manifest` has them: `uri`, and `query`, `size` and `etag` where they are known.
+        in_part: whether of remote recordings with given segments only these are wanted.
 
     Yields:
         A row and its copy, to be entered until the next one is asked for. What fetching raises is raised there.
@@ -76,7 +88,7 @@ def one_ahead(rows: Sequence[dict[str, Any]]) -> Generator[tuple[dict[str, Any],
         try:
             for number, row in enumerate(rows):
                 wanted = rows[number + len(copies) : number + 2]
-                copies += [Copy(one, pool) for one in wanted]
+                copies += [Copy(one, pool, in_part=in_part) for one in wanted]
                 yield row, copies[0]
                 copies.pop(0).close()
         finally:

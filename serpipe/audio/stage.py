@@ -95,7 +95,9 @@ class Decode:
             Tables of one row of `serpipe.pack.PACK`.
         """
         builder = PackBuilder(self._seconds)
-        with closing(one_ahead(recordings.to_pylist())) as recordings_and_copies:
+        # What only segments are asked of need not all come; speech is told from all there is.
+        in_part = self._segmentation.kind == "given" and not self._speech
+        with closing(one_ahead(recordings.to_pylist(), in_part=in_part)) as recordings_and_copies:
             for row, copy in recordings_and_copies:
                 yield from self._recording(row, copy, builder)
                 if builder.full:
@@ -143,7 +145,7 @@ class Decode:
                         yield from builder.flush()
                 if not decoding.outcome.samples:
                     raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
-                job.end(builder, decoding, outside, self._decoder.messages - messages)
+                job.end(builder, decoding, outside, self._decoder.messages - messages, in_part=copy.in_part)
         except AudioError as error:
             job.failed(builder, error)
         except Exception as error:
@@ -220,7 +222,9 @@ class _Job:
                     )
                 )
 
-    def end(self, builder: PackBuilder, decoding: ChildDecoding, outside: list[int], messages: int) -> None:
+    def end(
+        self, builder: PackBuilder, decoding: ChildDecoding, outside: list[int], messages: int, *, in_part: bool
+    ) -> None:
         outcome, header = decoding.outcome, decoding.header
         for index in outside if self._next - 1 not in self._logged else ():
             entry = self._given[index]
@@ -245,7 +249,10 @@ class _Job:
                 "sample_rate": header.sample_rate,
                 "channels": header.channels,
                 "verdict": verdict(
-                    outcome, header_s=header.claimed_s, claimed_s=self._row.get("claimed_s"), peak=self._peak
+                    outcome,
+                    header_s=header.claimed_s,
+                    claimed_s=self._row.get("claimed_s"),
+                    peak=None if in_part else self._peak,
                 ),
                 "undecoded_s": outcome.undecoded_s,
                 "codec_messages": messages,

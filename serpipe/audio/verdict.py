@@ -11,6 +11,7 @@ VERDICTS = {
     "longer_than_header": "the file holds more than the header claims",
     "differs_from_manifest": "the manifest claims another duration",
     "silent": "every sample is zero",
+    "in_part": "only what its given segments need was read; nothing is known of the rest",
 }
 """Verdicts on recordings, with what each means."""
 
@@ -25,14 +26,14 @@ def agree(decoded_s: float, claimed_s: float) -> bool:
     return abs(decoded_s - claimed_s) <= max(0.5, 0.02 * claimed_s)
 
 
-def verdict(outcome: Outcome, *, header_s: float | None, claimed_s: float | None, peak: float) -> str:
+def verdict(outcome: Outcome, *, header_s: float | None, claimed_s: float | None, peak: float | None) -> str:
     """The gravest thing that is true of a recording.
 
     Args:
         outcome: how decoding ended.
         header_s: seconds by the file's header; None where it states none.
         claimed_s: seconds by the manifest; None where it states none.
-        peak: largest absolute sample.
+        peak: largest absolute sample; None where not all were read.
 
     Returns:
         A key of `VERDICTS`.
@@ -50,4 +51,4 @@ def verdict(outcome: Outcome, *, header_s: float | None, claimed_s: float | None
         return "silent"
     if claimed_s is not None and not agree(decoded, claimed_s):
         return "differs_from_manifest"
-    return "ok"
+    return "in_part" if peak is None else "ok"
