@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from serpipe.manifest import claim_seconds
 from serpipe.pack import ID
 from serpipe.store import coverage, ledger, plans, schemas, streaming
+from serpipe.store.coverage import Ids, pairs_of
+from serpipe.store.damage import UNITS
+from serpipe.store.rowsets import lacking
 from serpipe.store.storage import Storage
 
 SHORTEST_TASK_S, LONGEST_TASK_S = 60.0, 1800.0
@@ -63,6 +66,7 @@ def make_plan(
     by_length: bool,
     decoders: int,
     relabel: bool = False,
+    reopened: pa.Table | None = None,
 ) -> Plan:
     """Cut what is left into read tasks of about equal work and freeze it in the store.
 
@@ -78,8 +82,10 @@ def make_plan(
         by_length: longest first, so that a pack holds like lengths; otherwise in order of uri, feed by feed.
         decoders: how many decode at once.
         relabel: label again what is whole under other fingerprints alone.
+        reopened: units that count as if the ledger did not hold them, of `serpipe.store.damage.UNITS`.
     """
-    whole = _Whole(storage, audio=audio, models=models, relabel=relabel)
+    reopened = UNITS.empty_table() if reopened is None else reopened
+    whole = _Whole(storage, audio=audio, models=models, relabel=relabel, reopened=reopened)
     failures: dict[bytes, int] | None = None
     plan = plans.Writer(storage, run)
     found_s = 0.0
@@ -92,7 +98,7 @@ def make_plan(
         # What the parts that were read hold, the others will: a part is a share of the recordings by hash.
         least_s = found_s * len(parts) / whole.parts / MOST_TASKS
         for start in range(0, left.num_rows, PLANNED_AT_ONCE):
-            rows = _with_history(storage, left.slice(start, PLANNED_AT_ONCE), failures, audio=audio)
+            rows = _with_history(storage, left.slice(start, PLANNED_AT_ONCE), failures, reopened, audio=audio)
             plan.add(rows, balance(rows["work_s"].to_numpy(), decoders=decoders, least_s=least_s))
     plan.end()
     todo = sum(plan.tasks)
@@ -162,6 +168,7 @@ class _Whole:
         audio: audio fingerprint wanted.
         models: name to fingerprint wanted.
         relabel: whether labels of other fingerprints count for nothing.
+        reopened: units that the ledger's entries of the wanted fingerprints count for nothing of.
 
     Attributes:
         parts: of the catalogue seen.
@@ -170,11 +177,20 @@ class _Whole:
         needed: models that some of these need.
     """
 
-    def __init__(self, storage: Storage, *, audio: str, models: dict[str, str], relabel: bool) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        audio: str,
+        models: dict[str, str],
+        relabel: bool,
+        reopened: pa.Table | None = None,
+    ) -> None:
         wanted = {model: (model, fp, audio) for model, fp in models.items()}
         entries = ledger.batches(storage, columns=coverage.COLUMNS)
         found = coverage.whole(entries, models, set(wanted.values()) if relabel else None)
         self._now = {model: found.pop(key, coverage.Ids.none()) for model, key in wanted.items()}
+        self._reopened = {model: Ids(pairs_of(_ids_of(reopened, *key))) for model, key in wanted.items()}
         # Several old fingerprints may hold a recording; it counts for the one most like today's, then for the largest.
         self._before = dict(sorted(found.items(), key=lambda item: (*_unlike(item[0], wanted), -len(item[1]), item[0])))
         self.parts = self.asked = 0
@@ -183,7 +199,7 @@ class _Whole:
 
     def now(self, model: str, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Whether each recording is whole under the wanted fingerprints."""
-        return self._now[model].holds(ids)
+        return self._now[model].holds(ids) & ~self._reopened[model].holds(ids)
 
     def left(self, parts: Iterable[Callable[[], pa.Table]]) -> Iterator[pa.Table]:
         """Of each part the recordings that need some model, with the models whose old labels they keep."""
@@ -206,6 +222,14 @@ class _Whole:
                 needed |= open_
             left = recordings.filter(pa.array(needed))
             yield left.append_column("kept", _names({model: held[needed] for model, held in kept.items()}))
+
+
+def _ids_of(units: pa.Table | None, model: str, fp: str, audio: str) -> pa.ChunkedArray:
+    """Recordings of units of one making."""
+    mine = UNITS.empty_table() if units is None else units
+    for name, value in (("model", model), ("fp", fp), ("audio", audio)):
+        mine = mine.filter(pc.equal(mine[name], value))
+    return mine["recording_id"]
 
 
 def _unlike(old: coverage.Key, wanted: Mapping[str, coverage.Key]) -> tuple[bool, bool]:
@@ -241,10 +265,14 @@ def _ordered(left: pa.Table, *, by_length: bool) -> pa.Table:
     return left.append_column("work_s", pa.array(work, pa.float64())).take(pa.array(order))
 
 
-def _with_history(storage: Storage, left: pa.Table, failures: Mapping[bytes, int], *, audio: str) -> pa.Table:
+def _with_history(
+    storage: Storage, left: pa.Table, failures: Mapping[bytes, int], reopened: pa.Table, *, audio: str
+) -> pa.Table:
     """Recordings with what the store knows of each, as rows of `plans.WORK`."""
     ids = left["recording_id"]
     entries = ledger.of(storage, ids, columns=_HISTORY)
+    if reopened.num_rows:
+        entries = lacking(entries, reopened, UNITS.names)
     rows = (
         left.append_column("settled", _settled(ids, entries.filter(pc.equal(entries["audio"], audio))))
         .append_column("signed", pc.is_valid(left["query"]))

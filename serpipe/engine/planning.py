@@ -15,7 +15,7 @@ import pyarrow as pa
 from serpipe import forecast, plan, rehearsal, sample
 from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
-from serpipe.engine import again, catalogue, request
+from serpipe.engine import again, catalogue, outdated, request
 from serpipe.engine.label import Embeddings
 from serpipe.forecast import Forecast, Rehearsal, Work
 from serpipe.manifest import open_manifest
@@ -123,13 +123,24 @@ def plan_ahead(
         read = request.read(found, storage, run, lambda: _local_ray(stack), into=storage.scratch, recheck=recheck)
         catalogue.check(read, skip_bad_rows=skip_bad_rows)
         cut = request.cut(read, segmentation, channels)
+        records = runs.load(storage)
+        old = outdated.find(
+            storage,
+            records,
+            catalogue.of_share(read.parts, share),
+            cut=cut,
+            models=references,
+            embeddings=embeddings,
+            relabel=relabel,
+            whole=share is None,
+        )
         todo = plan.make_plan(
             storage,
             run,
             again.parts(
                 storage,
                 read.parts,
-                records=runs.load(storage),
+                records=records,
                 cut=cut,
                 models=[model.name for model in references],
                 roots=allow_roots,
@@ -140,6 +151,7 @@ def plan_ahead(
             by_length=cut.by_length,
             decoders=decoders or 1,
             relabel=relabel,
+            reopened=old.units,
         )
         here = _here()
         cluster = forecast.Cluster(

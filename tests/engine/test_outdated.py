@@ -12,6 +12,7 @@ import pytest
 import serpipe
 from serpipe import plan
 from serpipe.engine import outdated
+from serpipe.engine.planning import plan_ahead
 from serpipe.engine.request import Cut
 from serpipe.manifest.schemas import RECORDINGS
 from serpipe.models.registry import resolve
@@ -122,6 +123,22 @@ def test_labels_without_the_embeddings_asked_for_are_told(nights: Nights) -> Non
     assert nights.found(recordings) == ([], (told,))
     assert nights.found(recordings, relabel=True) == ([0], ())
     assert nights.found(recordings, embeddings="none") == ([], ())
+
+
+def test_a_forecast_counts_what_will_be_made_again(tmp_path: Path) -> None:
+    write_speech(tmp_path / "a.wav", seconds=10.0)
+    listed = tmp_path / "list.csv"
+    listed.write_text("uri,start,end\na.wav,0,2\n")
+    recordings = serpipe.read_manifest(str(listed))
+    Nights(tmp_path / "store").night("R1", recordings, settles=[int.from_bytes(recordings["recording_id"][0].as_py())])
+    listed.write_text("uri,start,end\na.wav,0,2\na.wav,4,6\n")
+
+    def told(**options: bool) -> tuple[int, int]:
+        found = plan_ahead(str(listed), str(tmp_path / "store"), rehearse_s=1.0, speech=False, **options)
+        return found.work.recordings, round(found.segments.value)
+
+    assert told() == (0, 0)
+    assert told(relabel=True) == (1, 2)
 
 
 @pytest.mark.slow
