@@ -19,6 +19,9 @@ REGIONS = {
 }
 """Arousal and valence, each from and to, where a class must lie for which gold has too few segments."""
 
+NOTHING_SAID = ("neutral", "calm", "other")
+"""Emotions of words that contradict no label: most sentences say none, and `other` names none."""
+
 RIDGE = 1e-4
 """Added to the variances: gold whose arousal hardly varies must not rule everything out."""
 
@@ -102,7 +105,9 @@ def dimensions_fit(
 def text_fits(
     words: pa.Array, label: NDArray[np.int64], classes: Sequence[str]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether the emotion of the words contradicts the label: neutral words and those not known here never do.
+    """Whether the words contradict the label: those of another emotion do, be it one of the classes or none of them.
+
+    Words of no emotion (`NOTHING_SAID`), and a word for an emotion that is not known here, never do.
 
     Args:
         words: the owner's, string (n,), null where there are none.
@@ -113,8 +118,7 @@ def text_fits(
         Whether it fits, and whether there was anything to compare, bool (n,) each.
     """
     coded = pc.fill_null(words, "").dictionary_encode()
-    place_of = {name: place for place, name in enumerate(classes)} | {"calm": -1, "neutral": -1}
-    # A word for an emotion that is no class here contradicts every label.
+    place_of = {name: place for place, name in enumerate(classes)} | dict.fromkeys(NOTHING_SAID, -1)
     said = [
         place_of.get(emotion, len(classes)) if (emotion := emotion_word(word)) else -1
         for word in coded.dictionary.to_pylist()

@@ -125,7 +125,8 @@ class Coherence(_Section):
     )
     text_emotion: str = _field(
         "text_emotion",
-        "the owner's column with the emotion of the words; neutral and unknown words contradict nothing",
+        "the owner's column with the emotion of the words; neutral, other and unknown words contradict nothing, an "
+        "emotion outside the classes contradicts every label",
         "emotion2vec_base_finetuned: same text emotion and speech emotion",
     )
 

@@ -39,7 +39,7 @@ def test_a_class_with_little_gold_has_its_region_and_others_pass() -> None:
 
 
 def test_words_contradict_only_where_they_name_another_emotion() -> None:
-    words = pa.array(["ANGRY", "happy", "neutral", "bored", None, "fear", ""])
-    fits, compared = coherence.text_fits(words, np.zeros(7, np.int64), CLASSES)
-    assert fits.tolist() == [True, False, True, True, True, False, True]
-    assert compared.tolist() == [True, True, False, False, False, True, False]
+    words = pa.array(["ANGRY", "happy", "neutral", "bored", None, "fear", "", "other", "oth", "<unk>"])
+    fits, compared = coherence.text_fits(words, np.zeros(10, np.int64), CLASSES)
+    assert fits.tolist() == [True, False, True, True, True, False, True, True, True, True]
+    assert compared.tolist() == [True, True, False, False, False, True, False, False, False, False]
