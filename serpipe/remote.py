@@ -32,6 +32,22 @@ SET_CREDENTIALS = (
 )
 """What to do where a client has nothing to ask with."""
 
+_CREDENTIALS = re.compile(r"Credential|Token(Retrieval|Load)|SSOToken|AuthToken|RefreshError|ClientAuthentication")
+"""Names of what clients raise that have nothing to ask with, or cannot renew it."""
+
+_REFUSED_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+"""What S3 says of a request whatever it asks for: the key, the token or the clock is wrong."""
+
 _S3 = re.compile(r"^s3[an]?://", re.IGNORECASE)
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 2}
 """Of botocore. Its default of five, five times over by s3fs, would hold a request for minutes."""
@@ -103,6 +119,32 @@ def without_credentials(error: Exception) -> bool:
     return "redentials" in type(error).__name__
 
 
+def bad_credentials(error: Exception) -> str | None:
+    """What is wrong with the credentials themselves, in one word; None where something else is.
+
+    Such an error says nothing of what was asked for: the same request succeeds once a machine has its role, a new token
+    or the right time.
+
+    Examples:
+        >>> from botocore.exceptions import NoCredentialsError
+        >>> bad_credentials(NoCredentialsError()), bad_credentials(PermissionError())
+        ('NoCredentialsError', None)
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if _CREDENTIALS.search(type(found).__name__):
+            return type(found).__name__
+        if (code := _code(found)) in _REFUSED_CREDENTIALS:
+            return code
+        found = found.__cause__
+    return None
+
+
+def without_a_reason(error: Exception) -> bool:
+    """Whether S3 refused a question that it answers without a body, and so without saying why."""
+    return _status(error) in (400, 403) and (_code(error.__cause__ or error) or "400") in ("400", "403")
+
+
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, SerpipeError):
         return error.transient
@@ -111,9 +153,14 @@ def _may_pass(error: BaseException) -> bool:
 
 def refused_condition(error: Exception) -> bool:
     """Whether an object was not written because one is there already, or another writer was at it."""
-    response = getattr(error.__cause__, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code"))
-    return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412")
+    return isinstance(error, FileExistsError) or _code(error.__cause__) in ("PreconditionFailed", "412")
+
+
+def _code(error: BaseException | None) -> str | None:
+    """The word by which S3 says why it refused."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return None if code is None else str(code)
 
 
 def _status(error: Exception) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.server
 import os
 import socket
@@ -153,6 +154,30 @@ def test_objects_are_copied_whole_and_the_copy_goes(bucket: str, tmp_path: Path,
     with pytest.raises(RuntimeError), local_copy(f"{bucket}/{key}", folder=str(tmp_path)):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of four megabytes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=4m"):
+        pytest.skip(f"no small disk can be made here ({os.strerror(ctypes.get_errno())})")
+    yield folder
+    libc.umount2(os.fsencode(folder), 2)
+
+
+def test_a_full_disk_is_the_workers_and_not_the_recordings(bucket: str, small_disk: Path) -> None:
+    refusal = refusal_of(f"{bucket}/a/one.wav", small_disk)
+    assert (refusal.code, refusal.transient) == ("RECORDING_NO_ROOM", True)
+    assert "No space left on device" in refusal.message
+    assert not list(small_disk.iterdir())
+
+
+def test_a_worker_without_a_temporary_folder_settles_nothing(bucket: str, tmp_path: Path) -> None:
+    refusal = refusal_of(f"{bucket}/a/one.wav", tmp_path / "nowhere")
+    assert (refusal.code, refusal.transient) == ("RECORDING_NO_ROOM", True)
 
 
 def test_what_is_wrong_with_objects(bucket: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.storage_faults.proxy import (
     first,
     internal_error,
     lost,
+    refuse,
     reset,
     slow_down,
     stall,
@@ -82,6 +83,43 @@ def test_what_is_forbidden_or_gone_is_asked_once(proxy: Proxy, direct: Any) -> N
         read(uri, etag)
     assert (refusal.value.code, refusal.value.transient) == ("RECORDING_NOT_FOUND", False)
     assert len(proxy.asked) == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["etag known", "etag asked for"])
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (403, "RequestTimeTooSkewed")]
+)
+def test_refused_credentials_say_nothing_of_the_recording(
+    proxy: Proxy, direct: Any, impatient: None, status: int, code: str, known: bool
+) -> None:
+    """An answer to HEAD has no body: what S3 means by 403 it says to who asks for content."""
+    uri, etag = put(direct, "closed/b.wav")
+    proxy.storm(always(refuse(status, code)))
+    with pytest.raises(AudioError) as refusal:
+        read(uri, etag if known else None)
+    assert (refusal.value.code, refusal.value.transient) == ("RECORDING_CREDENTIALS", True)
+    assert code in refusal.value.message
+    proxy.storm(always(denied))
+    with pytest.raises(AudioError) as refusal:
+        read(uri, etag if known else None)
+    assert (refusal.value.code, refusal.value.transient) == ("RECORDING_FORBIDDEN", False)
+
+
+def test_a_machine_without_its_role_settles_nothing(
+    proxy: Proxy, direct: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uri, etag = put(direct, "closed/c.wav")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(AudioError) as refusal:
+        read(uri, etag)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert (refusal.value.code, refusal.value.transient) == ("RECORDING_CREDENTIALS", True)
+    assert not proxy.asked
 
 
 def test_an_object_that_was_replaced_since_it_was_listed(proxy: Proxy, direct: Any) -> None:
