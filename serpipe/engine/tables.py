@@ -14,24 +14,26 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from serpipe.engine.pipeline import TASK_RETRIES
-from serpipe.store.reading import Parts, Store
+from serpipe.store.parts import File, Parts
+from serpipe.store.reading import Store
 from serpipe.store.storage import Storage
 
 FILES_PER_TASK = 16
 """A commit's files are a few MB to tens of MB."""
 
 
-def dataset(store: Store, table: str, model: str | None = None) -> ray.data.Dataset:
+def dataset(store: Store, table: str, model: str | None = None, generation: int | None = None) -> ray.data.Dataset:
     """One of a store's tables as a Ray Dataset.
 
     Args:
         store: the store; its ledger is read here and now, its rows later, by the workers.
         table: one of `serpipe.store.reading.TABLES`.
         model: the only one wanted, of the tables that belong to models.
+        generation: the only one wanted, of `pseudo_labels`.
     """
-    parts = store.parts(table, model)
+    parts = store.parts(table, model, generation)
     if parts is None or not parts.files:
-        return ray.data.from_arrow(store.arrow(table, model))
+        return ray.data.from_arrow(store.arrow(table, model, generation=generation))
     with warnings.catch_warnings():
         # The bounded retries have no other name in Ray 2.60.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -71,10 +73,8 @@ class _Source(Datasource):
         ]
 
 
-def _reader(
-    root: str, parts: ray.ObjectRef[Parts], files: tuple[tuple[tuple[str, ...], str], ...]
-) -> Callable[[], Iterable[pa.Table]]:
+def _reader(root: str, parts: ray.ObjectRef[Parts], files: tuple[File, ...]) -> Callable[[], Iterable[pa.Table]]:
     def read() -> Iterable[pa.Table]:
-        yield replace(ray.get(parts), files=files).read(Storage(root))
+        yield replace(ray.get(parts), files=files).read_later(Storage(root))
 
     return read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 
 from serpipe.errors import UsageError
 from serpipe.labels import CANONICAL
-from serpipe.store import layout, parquet, schemas
+from serpipe.store import layout, parquet, schemas, steady
 from serpipe.store.current import without
 from serpipe.store.reading import Store
 
@@ -25,13 +25,22 @@ MEMORY = "1GB"
 DATES = ("date", "published", "published_at", "pubdate", "recorded", "recorded_at", "timestamp", "datetime")
 """Owner's columns that say when a recording is from, first one that is a time."""
 
+_PARTITIONS = ("model", "fp", "audio")
+
 _SAID = f"""
-CREATE TABLE said AS
 SELECT segment_id, recording_id, channel, start_s, end_s, run_id, model, coalesce(emotion, label) AS said, confidence,
   confidence - coalesce(list_reverse_sort(scores)[2], 0) AS margin,
   {", ".join(f"emotion_scores.{emotion} AS {emotion}" for emotion in CANONICAL)}, arousal, valence
 FROM predictions ANTI JOIN stale USING (recording_id, model, fp, audio)
 """
+
+_READ = [
+    *("segment_id", "recording_id", "channel", "start_s", "end_s", "run_id", "label", "emotion", "confidence"),
+    *("scores", "emotion_scores", "arousal", "valence", *_PARTITIONS),
+]
+
+_AT_ONCE = 200_000
+"""Predictions in memory at once."""
 
 _ABOUT = f"""
 CREATE TABLE about AS
@@ -102,36 +111,55 @@ def _load(rows: Rows) -> None:
     rows.db.register("recordings", recordings)
     rows.db.execute(_ABOUT)
     rows.db.unregister("recordings")
-    stale = rows.store.stale.labels
-    rows.db.register("stale", stale)
-    rows.db.register("predictions", _predictions(rows))
-    rows.db.execute(_SAID)
-    rows.db.unregister("predictions")
-
-
-def _predictions(rows: Rows) -> ds.Dataset:
-    """The predictions files that the ledger names, to be read column by column."""
-    storage = rows.store.storage
-    keys = ["model", "fp", "audio", "commit"]
-    settled = rows.entries.filter(pc.greater(rows.entries["rows"], 0)).group_by(keys).aggregate([])
-    there = set(storage.list("predictions/"))
-    partition = pa.schema([pa.field(key, pa.string()) for key in keys[:3]])
-    full = pa.schema([*schemas.PREDICTIONS, *partition])
-    files, places = [], []
-    for row in settled.sort_by([(key, "ascending") for key in keys]).to_pylist():
-        name = layout.predictions(row["model"], row["fp"], row["commit"])
-        if name in there:
-            files.append(storage.path(name))
-            places.append(_where(row, keys[:3]))
-    if not files:
-        return ds.dataset(full.empty_table())
-    return ds.FileSystemDataset.from_paths(
-        files, schema=full, format=ds.ParquetFileFormat(), filesystem=storage.arrow, partitions=places
+    rows.db.register("stale", rows.store.stale.labels)
+    files = _files(rows)
+    steady.steadily(
+        rows.store.storage, list(files), lambda there: _load_said(rows, {name: files[name] for name in there})
     )
 
 
-def _where(row: dict[str, Any], keys: Sequence[str]) -> ds.Expression:
+def _files(rows: Rows) -> dict[str, ds.Expression]:
+    """The predictions files that the ledger names, and their partitions."""
+    keys = [*_PARTITIONS, "commit"]
+    settled = rows.entries.filter(pc.greater(rows.entries["rows"], 0)).group_by(keys).aggregate([])
+    return {
+        layout.predictions(row["model"], row["fp"], row["commit"]): _where(row)
+        for row in settled.sort_by([(key, "ascending") for key in keys]).to_pylist()
+    }
+
+
+def _load_said(rows: Rows, files: dict[str, ds.Expression]) -> None:
+    storage = rows.store.storage
+    full = pa.schema([*schemas.PREDICTIONS, *(pa.field(key, pa.string()) for key in _PARTITIONS)])
+    narrow = pa.schema([full.field(name) for name in _READ])
+    _insert(rows, "CREATE OR REPLACE TABLE said AS", narrow.empty_table())
+    if not files:
+        return
+    found = ds.FileSystemDataset.from_paths(
+        [storage.path(name) for name in files],
+        schema=full,
+        format=ds.ParquetFileFormat(),
+        filesystem=storage.arrow,
+        partitions=list(files.values()),
+    )
+    held: list[pa.RecordBatch] = []
+    # DuckDB could read this by itself, but would not come back from a file that is gone.
+    for batch in found.to_batches(columns=_READ):
+        held.append(batch)
+        if sum(len(some) for some in held) >= _AT_ONCE:
+            _insert(rows, "INSERT INTO said", pa.Table.from_batches(held, narrow))
+            held = []
+    _insert(rows, "INSERT INTO said", pa.Table.from_batches(held, narrow))
+
+
+def _insert(rows: Rows, what: str, predictions: pa.Table) -> None:
+    rows.db.register("predictions", predictions)
+    rows.db.execute(f"{what} {_SAID}")
+    rows.db.unregister("predictions")
+
+
+def _where(row: dict[str, Any]) -> ds.Expression:
     expression = ds.scalar(True)
-    for key in keys:
+    for key in _PARTITIONS:
         expression = expression & (ds.field(key) == row[key])
     return expression

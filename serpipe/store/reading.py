@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from serpipe.errors import UsageError
-from serpipe.store import current, failing, layout, ledger, parquet, rewrite, runs, schemas, streaming, version
+from serpipe.store import current, failing, layout, ledger, rewrite, runs, schemas, steady, streaming, version
+from serpipe.store.parts import File, Parts, partitioned
 from serpipe.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -22,7 +21,16 @@ if TYPE_CHECKING:
     import pandas as pd
     import ray.data
 
-TABLES = ("recordings", "segments", "predictions", "embeddings", "frames", "quarantine", "failing")
+TABLES = (
+    "recordings",
+    "segments",
+    "predictions",
+    "embeddings",
+    "frames",
+    "pseudo_labels",
+    "quarantine",
+    "failing",
+)
 """What `Store.arrow`, `pandas`, `sql` and `dataset` know by name."""
 
 _OF_MODELS = ("predictions", "embeddings", "frames")
@@ -45,33 +53,6 @@ def open(store: str) -> Store:
         raise UsageError("STORE_NOT_FOUND", f"{store} is no store; `serpipe label MANIFEST {store}` makes one")
     version.check(storage)
     return Store(storage)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a table is read from, so that others than this process may read it piece by piece.
-
-    Attributes:
-        table: its name.
-        schema: of its files, without partitions.
-        keys: partition columns.
-        files: partition values and name of each file that is there.
-        stale: rows that newer ones have taken the place of, by the columns they are known by.
-        hidden: columns that only `stale` needs.
-    """
-
-    table: str
-    schema: pa.Schema
-    keys: tuple[str, ...]
-    files: tuple[tuple[tuple[str, ...], str], ...]
-    stale: pa.Table
-    hidden: tuple[str, ...] = ()
-
-    def read(self, storage: Storage) -> pa.Table:
-        """The current rows of these files."""
-        return current.without(_partitioned(storage, self.files, self.keys, self.schema), self.stale).drop_columns(
-            list(self.hidden)
-        )
 
 
 @dataclass(frozen=True)
@@ -111,9 +92,13 @@ class Store:
     @cached_property
     def versions(self) -> pa.Table:
         """Recordings that decoded to their end, in every content that their files ever had."""
-        commits = self.entries["commit"].unique().to_pylist()
-        rows = self._read([layout.recordings(commit) for commit in commits], schemas.RECORDINGS)
-        return self._once(rows, "recording_id")
+        names = [layout.recordings(commit) for commit in self.entries["commit"].unique().to_pylist()]
+
+        def read(there: Collection[str]) -> pa.Table:
+            rows = partitioned(self.storage, [((), name) for name in sorted(there)], (), schemas.RECORDINGS)
+            return self._once(rows, "recording_id")
+
+        return steady.steadily(self.storage, names, read)
 
     def recordings(self) -> pa.Table:
         """Recordings that decoded to their end, the newest version of each uri."""
@@ -135,93 +120,125 @@ class Store:
         """Current frame embeddings of one model, with the columns `model` and `fp`."""
         return self._table("frames", model)
 
+    def pseudo_labels(self, generation: int | None = None) -> pa.Table:
+        """Verdicts of one generation or of all, with the column `generation`.
+
+        Raises:
+            UsageError: `GENERATION_UNKNOWN`.
+        """
+        return self._pseudo_labels(generation).read(self.storage)
+
     def quarantine(self) -> pa.Table:
         """The log of everything that failed."""
-        return streaming.afresh(lambda: self._read(self.storage.list("quarantine/"), schemas.QUARANTINE))
+
+        def read() -> pa.Table:
+            files = [((), name) for name in self.storage.list("quarantine/")]
+            return partitioned(self.storage, files, (), schemas.QUARANTINE)
+
+        return streaming.afresh(read)
 
     def failing(self) -> pa.Table:
         """What fails now: the last event of each recording, segment and model that nothing has mended since."""
-        return failing.failing(self.storage, self.quarantine(), self.entries, self.versions)
+        return streaming.afresh(lambda: failing.failing(self.storage, self.quarantine(), self.entries, self.versions))
 
     def runs(self) -> list[runs.Run]:
         """Every run, oldest first."""
         return runs.load(self.storage)
 
-    def arrow(self, table: str, model: str | None = None) -> pa.Table:
+    def arrow(self, table: str, model: str | None = None, *, generation: int | None = None) -> pa.Table:
         """One of `TABLES` by name.
 
         Args:
             table: one of `TABLES`.
             model: the only one wanted, of `predictions`; of `embeddings` and `frames` it may be left out where the
                 store has them of one model alone.
+            generation: the only one wanted, of `pseudo_labels`.
 
         Raises:
-            UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`.
+            UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`, `TABLE_OF_GENERATIONS`, `GENERATION_UNKNOWN`.
+            StoreError: `STORE_CHANGING`, transient.
         """
-        model = self._asked(table, model)
+        model = self._asked(table, model, generation)
+        if table == "pseudo_labels":
+            return self.pseudo_labels(generation)
         return self._table(table, model) if table in _OF_MODELS else getattr(self, table)()
 
-    def pandas(self, table: str, model: str | None = None) -> pd.DataFrame:
+    def pandas(self, table: str, model: str | None = None, *, generation: int | None = None) -> pd.DataFrame:
         """The same as a pandas frame; ids are `bytes`, lists are NumPy arrays.
 
         Args:
             table: one of `TABLES`.
             model: as for `arrow`.
+            generation: as for `arrow`.
 
         Raises:
-            UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`.
+            UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`, `TABLE_OF_GENERATIONS`, `GENERATION_UNKNOWN`.
+            StoreError: `STORE_CHANGING`, transient.
         """
-        frame: pd.DataFrame = self.arrow(table, model).to_pandas()
+        frame: pd.DataFrame = self.arrow(table, model, generation=generation).to_pandas()
         return frame
 
-    def sql(self, query: str) -> duckdb.DuckDBPyRelation:
+    def sql(self, query: str, model: str | None = None) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation; the query names tables of the store like any others.
 
         Args:
-            query: one statement of DuckDB's SQL. Tables whose names stand in it are read whole.
+            query: one statement of DuckDB's SQL. Tables that it reads are read whole.
+            model: whose `embeddings` and `frames`, where the store has them of several models. Other tables tell
+                models apart by their column `model`, and generations by `generation`.
 
         Raises:
             UsageError: `TABLE_OF_MODELS`.
+            StoreError: `STORE_CHANGING`, transient.
             duckdb.Error: the query is wrong.
         """
-        import duckdb
+        from serpipe.store import sql
 
-        connection = duckdb.connect()
-        for table in TABLES:
-            if re.search(rf"\b{table}\b", query, re.IGNORECASE):
-                connection.register(table, self.arrow(table))
-        return connection.sql(query)
+        return sql.relation(query, TABLES, lambda table: self.arrow(table, model if table in _ASKED else None))
 
-    def dataset(self, table: str, model: str | None = None) -> ray.data.Dataset:
+    def dataset(self, table: str, model: str | None = None, *, generation: int | None = None) -> ray.data.Dataset:
         """A Ray Dataset, read by the workers of the cluster and not by this process.
+
+        Labels that a `retry` or `gc` takes out before the workers come to them are not in it. Where segments were
+        moved meanwhile, a worker says so with `STORE_CHANGING`.
 
         Args:
             table: one of `TABLES`.
             model: as for `arrow`.
+            generation: as for `arrow`.
 
         Raises:
-            UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`.
+            UsageError: `TABLE_UNKNOWN`, `TABLE_OF_MODELS`, `TABLE_OF_GENERATIONS`, `GENERATION_UNKNOWN`.
         """
         from serpipe.engine.tables import dataset
 
-        return dataset(self, table, self._asked(table, model))
+        return dataset(self, table, self._asked(table, model, generation), generation)
 
-    def parts(self, table: str, model: str | None = None) -> Parts | None:
+    def parts(self, table: str, model: str | None = None, generation: int | None = None) -> Parts | None:
         """What a table is read from; None where only `arrow` can tell its rows.
 
         Args:
             table: one of `TABLES`.
             model: as for `arrow`.
+            generation: as for `arrow`.
         """
+        if table == "pseudo_labels":
+            return self._pseudo_labels(generation)
         if table in ("recordings", "quarantine", "failing") or rewrite.under_way(self.storage):
             return None
-        return self._parts(table, model)
+        before = steady.stamps(self.storage, table) if table in steady.MOVING else None
+        files = self._files(table, model)
+        parts = steady.steadily(
+            self.storage, [name for _, name in files], lambda there: self._parts(table, files, there)
+        )
+        return replace(parts, stamps=before)
 
-    def _asked(self, table: str, model: str | None) -> str | None:
+    def _asked(self, table: str, model: str | None, generation: int | None) -> str | None:
         if table not in TABLES:
             raise UsageError("TABLE_UNKNOWN", f"a store has no table {table!r}; it has {', '.join(TABLES)}")
         if model is not None and table not in _OF_MODELS:
             raise UsageError("TABLE_OF_MODELS", f"{table} are of no model; leave the model out")
+        if generation is not None and table != "pseudo_labels":
+            raise UsageError("TABLE_OF_GENERATIONS", f"{table} are of no generation; leave the generation out")
         if model is None and table in ("embeddings", "frames"):
             # Their width is the model's, so two models do not fit one table.
             models = sorted({name.split("model=", 1)[1].split("/", 1)[0] for name in self.storage.list(f"{table}/")})
@@ -229,41 +246,60 @@ class Store:
                 raise UsageError(
                     "TABLE_OF_MODELS",
                     f"{self.storage.shown} has {table} of {', '.join(models) or 'no model'}; "
-                    + ("name one" if models else f"`serpipe label --embeddings {_ASKED[table]}` keeps them"),
+                    + (
+                        "name one, in SQL too: `sql(query, model=…)`"
+                        if models
+                        else f"`serpipe label --embeddings {_ASKED[table]}` keeps them"
+                    ),
                 )
             return models[0]
         return model
 
     def _table(self, table: str, model: str | None = None) -> pa.Table:
-        rows = self._parts(table, model).read(self.storage)
-        return self._once(rows, "segment_id") if table == "segments" else rows
+        files = self._files(table, model)
 
-    def _parts(self, table: str, model: str | None) -> Parts:
+        def read(there: Collection[str]) -> pa.Table:
+            rows = self._parts(table, files, there).read(self.storage)
+            return self._once(rows, "segment_id") if table == "segments" else rows
+
+        return steady.steadily(self.storage, [name for _, name in files], read)
+
+    def _files(self, table: str, model: str | None) -> list[File]:
+        """The files that the ledger speaks of; a commit without rows of a kind has no file of it."""
         if table == "segments":
             pairs = _pairs(self.entries.group_by(["audio", "commit"]).aggregate([]))
-            files = [((audio,), layout.segments(audio, commit)) for audio, commit in pairs]
-            return Parts(
-                table=table,
-                schema=schemas.SEGMENTS,
-                keys=("audio",),
-                files=_there(self.storage, files),
-                stale=self.stale.segments,
-            )
+            return [((audio,), layout.segments(audio, commit)) for audio, commit in pairs]
         place = {"predictions": layout.predictions, "embeddings": layout.embeddings, "frames": layout.frames}[table]
-        there = _there(
-            self.storage,
-            [((name, fp, audio), place(name, fp, commit)) for name, fp, audio, commit in self._commits(model)],
-        )
+        return [((name, fp, audio), place(name, fp, commit)) for name, fp, audio, commit in self._commits(model)]
+
+    def _parts(self, table: str, files: Sequence[File], there: Collection[str]) -> Parts:
+        names = set(there)
+        found = tuple(sorted(file for file in files if file[1] in names))
+        if table == "segments":
+            return Parts(table=table, schema=schemas.SEGMENTS, keys=("audio",), files=found, stale=self.stale.segments)
         return Parts(
             table=table,
-            schema=self._schema(table, there),
+            schema=self._schema(table, found),
             keys=("model", "fp", "audio"),
-            files=there,
+            files=found,
             stale=self.stale.labels,
             hidden=("audio",),
         )
 
-    def _schema(self, table: str, files: Sequence[tuple[tuple[str, ...], str]]) -> pa.Schema:
+    def _pseudo_labels(self, number: int | None) -> Parts:
+        from serpipe.pseudolabel import generation
+        from serpipe.pseudolabel.schemas import PSEUDO_LABELS, folder
+
+        if number is not None:
+            generation.load(self.storage, number)
+        wanted = generation.numbers(self.storage) if number is None else [number]
+        files = [((one,), name) for one in wanted for name in self.storage.list(f"{folder(one)}part-")]
+        nothing = pa.table({"segment_id": pa.array([], pa.binary(16))})
+        return Parts(
+            table="pseudo_labels", schema=PSEUDO_LABELS, keys=("generation",), files=tuple(files), stale=nothing
+        )
+
+    def _schema(self, table: str, files: Sequence[File]) -> pa.Schema:
         if table == "predictions":
             return schemas.PREDICTIONS
         width = 0
@@ -286,44 +322,6 @@ class Store:
             return rows
         numbered = rows.select([key]).append_column("row", pa.array(range(rows.num_rows), pa.int64()))
         return rows.take(numbered.group_by(key).aggregate([("row", "min")])["row_min"])
-
-    def _read(self, names: list[str], schema: pa.Schema) -> pa.Table:
-        return _partitioned(self.storage, _there(self.storage, [((), name) for name in names]), (), schema)
-
-
-def _there(storage: Storage, files: Sequence[tuple[tuple[str, ...], str]]) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """The files that are there; a commit without rows of a kind has no file of it."""
-    there = set(storage.list(files[0][1].split("/", 1)[0] + "/")) if files else set()
-    return tuple(sorted((values, name) for values, name in files if name in there))
-
-
-def _partitioned(
-    storage: Storage, files: Sequence[tuple[tuple[str, ...], str]], keys: tuple[str, ...], schema: pa.Schema
-) -> pa.Table:
-    """Read files, their partition values as columns."""
-    full = pa.schema([*schema, *(pa.field(key, pa.string()) for key in keys)])
-    if not files:
-        return full.empty_table()
-    dataset = ds.FileSystemDataset.from_paths(
-        [storage.path(name) for _, name in files],
-        schema=full,
-        format=ds.ParquetFileFormat(),
-        filesystem=storage.arrow,
-        partitions=[_expression(dict(zip(keys, values, strict=True))) for values, _ in files],
-    )
-
-    def rows() -> pa.Table:
-        with parquet.damage_told(storage):
-            return dataset.to_table()
-
-    return storage.carefully(files[0][1], rows)
-
-
-def _expression(values: dict[str, str]) -> ds.Expression:
-    expression = ds.scalar(True)
-    for key, value in values.items():
-        expression = expression & (ds.field(key) == value)
-    return expression
 
 
 def _pairs(table: pa.Table) -> list[Any]:

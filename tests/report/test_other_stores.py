@@ -7,16 +7,22 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
 import soundfile
 from numpy.typing import NDArray
 
 import serpipe
+from serpipe.errors import StoreError
 from serpipe.report import build, episode, figures, picks
+from serpipe.report import rows as rows_module
 from serpipe.report.rows import opened
-from serpipe.store import schemas
+from serpipe.store import ledger, rewrite, schemas
+from serpipe.store.storage import Storage
 from serpipe.testing.labelled import MadeUpModel, write_labelled_store
 from tests.report.conftest import add_model, silent
 
@@ -148,3 +154,28 @@ def test_a_call_is_heard_channel_by_channel(calls: str, tmp_path: Path) -> None:
         both = soundfile.read(pick.uri, dtype="float32")[0].T
         span = slice(round(pick.start_s * 16_000), round(pick.end_s * 16_000))
         assert _alike(heard[pick.segment_id.hex()], both[pick.channel, span]) > 0.9
+
+
+def test_a_report_can_be_made_beside_a_rewrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path / "s")
+    write_labelled_store(root, [MadeUpModel(name="a"), MadeUpModel(name="b")], recordings=3, segments=4)
+    storage, load = Storage(root), rows_module._load_said
+
+    def forgotten(rows: rows_module.Rows, files: dict[str, Any]) -> None:
+        entries = ledger.load(storage)
+        rewrite.forget(storage, entries.filter(pc.equal(entries["model"], "a")))
+        load(rows, files)
+
+    monkeypatch.setattr(rows_module, "_load_said", forgotten)
+    with opened(serpipe.open(root)) as rows:
+        assert [model.name for model in figures.models(rows)] == ["b"]
+
+
+def test_a_damaged_file_is_told_in_a_sentence(tmp_path: Path) -> None:
+    root = str(tmp_path / "s")
+    write_labelled_store(root, [MadeUpModel(name="a")], recordings=3, segments=4)
+    storage = Storage(root)
+    (name,) = storage.list("predictions/")
+    storage.put(name, storage.get(name)[:-50])
+    with pytest.raises(StoreError, match="STORE_DAMAGED"):
+        build(root, str(tmp_path / "r.html"))
