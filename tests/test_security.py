@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import tarfile
 import threading
 import zipfile
@@ -34,7 +35,7 @@ from serpipe.manifest import open_manifest, read_manifest, read_manifest_with_er
 from serpipe.manifest.roots import Roots
 from serpipe.models.registry import resolve
 from serpipe.redact import redact, strip_secrets
-from serpipe.store import commit, runs
+from serpipe.store import commit, runs, version
 from serpipe.store.rows import RunFacts, commit_of
 from serpipe.store.storage import Storage
 from serpipe.testing import speech_like, write_speech
@@ -361,7 +362,7 @@ class Bomb:
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     Bomb.path = tmp_path / "ran"
     planted = pickle.dumps(Bomb())
-    archive, store = tmp_path / "archive", tmp_path / "store"
+    archive = tmp_path / "archive"
     for ending in ("wav", "mp3", "flac", "m4a", "ogg", "npy", "pkl"):
         (archive / f"a.{ending}").parent.mkdir(exist_ok=True)
         (archive / f"a.{ending}").write_bytes(planted)
@@ -371,16 +372,27 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
             read_manifest(str(tmp_path / name))
     for pack in serpipe.Decode(segmentation="whole", speech=False)(read_manifest(f"{archive}/*")):
         assert pack["segments"][0].as_py() == []
-    for name in (
-        "store.json",
-        "runs/R/run.json",
-        "ledger/R-0.parquet",
-        "quarantine/R-0.parquet",
-        "lease/0000000001.json",
-    ):
-        Storage(str(store)).put(name, planted)
-    for command in (["status", str(store)], ["failures", str(store)], ["label", str(archive), str(store)]):
-        assert CliRunner().invoke(main, command).exit_code != 0
+    everywhere = {"status", "failures", "retry", "gc", "label"}
+    for name, refused in {
+        version.NAME: everywhere | {"verify"},
+        "ledger/R-0.parquet": everywhere,
+        "ledger/compact-000001.parquet": everywhere,
+        "quarantine/R-0.parquet": everywhere - {"gc"},
+        "quarantine/R-manifest.parquet": everywhere - {"gc"},
+        "lease/0000000001.json": everywhere - {"failures"},
+        "rewrites/x.json": {"retry", "gc", "label"},
+        "damage/marks.json": {"label"},
+        "runs/R/run.json": {"status"},
+    }.items():
+        for command in sorted(refused):
+            store = tmp_path / f"{command} {name.replace('/', ' ')}"
+            version.check(Storage(str(store)))
+            Storage(str(store)).put(name, planted)
+            arguments = [command, str(archive), str(store)] if command == "label" else [command, str(store)]
+            told = CliRunner().invoke(main, arguments)
+            assert isinstance(told.exception, SystemExit), (command, name, told.exception)
+            assert re.match(r"serpipe: STORE_DAMAGED: .*\n$", told.stderr), (command, name, told.stderr)
+            assert told.exit_code == 1
     assert not Bomb.path.exists()
     pickle.loads(planted)
     assert Bomb.path.exists()

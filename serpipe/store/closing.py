@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from serpipe.errors import StoreError
 from serpipe.shard import Shard
-from serpipe.store import commit, layout, rewrite, runs
+from serpipe.store import commit, layout, mend, rewrite, runs, schemas
 from serpipe.store.storage import Storage
+
+_NOTHING = schemas.LEDGER.empty_table()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,14 @@ def close_interrupted(storage: Storage, shard: Shard | None = None) -> list[Clos
             theirs, for their runs may be alive.
 
     Raises:
-        StoreError: `STORE_REWRITING`, a rewrite was interrupted, and a shard alone may not finish it.
+        StoreError: `STORE_REWRITING`, a rewrite was interrupted, and a shard alone may not finish it; `STORE_DAMAGED`,
+            something needed for it cannot be read.
     """
     if shard is None:
+        runs.mend(storage)
+        if rewrite.under_way(storage):
+            # A rewrite that meets damage goes no further; what `verify` has marked since is made good first.
+            mend.mend(storage)
         rewrite.finish_interrupted(storage)
     elif rewrite.under_way(storage):
         raise StoreError(
@@ -61,12 +70,23 @@ def _close(storage: Storage, record: runs.Run) -> Closed:
 def tidy(storage: Storage, record: runs.Run) -> Closed:
     """Take away what belongs to no commit of a run, and mend its ledger; the run itself may go on afterwards."""
     start = f"{record.run_id}-"
-    committed: dict[str, list[str]] = defaultdict(list)
+    predictions = {
+        model: storage.list(layout.predictions(model, fp, start).removesuffix(".parquet"))
+        for model, fp in record.models.items()
+    }
+    # A ledger file is written after the last predictions file, so one that is there is complete.
+    indexed = {layout.stem(file) for file in storage.list(layout.ledger(start).removesuffix(".parquet"))}
+    committed: dict[str, list[pa.Table]] = defaultdict(list)
     orphans: set[str] = set()
     for model, fp in record.models.items():
         stems = set()
-        for file in storage.list(layout.predictions(model, fp, start).removesuffix(".parquet")):
-            committed[layout.stem(file)].append(file)
+        for file in predictions[model]:
+            settled = _NOTHING if layout.stem(file) in indexed else commit.adoptable(storage, file)
+            if settled is None:
+                # Damaged before anybody knew what it settles: no commit, so its units are work.
+                orphans.add(file)
+                continue
+            committed[layout.stem(file)].append(settled)
             stems.add(layout.stem(file))
         for place in (layout.embeddings(model, fp, start), layout.frames(model, fp, start)):
             orphans |= {f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in stems}
@@ -79,11 +99,9 @@ def tidy(storage: Storage, record: runs.Run) -> Closed:
     kept = {*committed, *(layout.of_driver(record.run_id, what) for what in ("manifest", "lost"))}
     for place in (layout.recordings(start), layout.segments(record.audio, start), layout.quarantine(start)):
         orphans |= {f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in kept}
-    indexed = {layout.stem(file) for file in storage.list(layout.ledger(start).removesuffix(".parquet"))}
-    for name, files in sorted(committed.items()):
-        # A ledger file is written after the last predictions file, so one that is there is complete.
+    for name, parts in sorted(committed.items()):
         if name not in indexed:
-            commit.index(storage, name, [commit.settled_by(storage, file) for file in files])
+            commit.index(storage, name, parts)
     for file in sorted(orphans):
         storage.delete(file)
     return Closed(record.run_id, len(committed), len(orphans))

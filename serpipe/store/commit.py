@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from serpipe.errors import StoreError
 from serpipe.labels import MAPPING_VERSION
 from serpipe.store import layout, parquet, schemas
 from serpipe.store.rowsets import having, lacking
@@ -85,17 +86,17 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
     name, audio = commit.name, commit.audio
     common = {"audio": audio, "commit": name}
     files = {part.model: layout.predictions(part.model, part.fp, name) for part in commit.models}
-    done = {model for model, file in files.items() if storage.exists(file)}
+    begun = {model: adoptable(storage, file) for model, file in files.items() if storage.exists(file)}
+    adopted = {model: settled for model, settled in begun.items() if settled is not None}
     guard()
-    if not done:
+    if not adopted:
         for file, table, schema in (
             (layout.recordings(name), commit.recordings, schemas.RECORDINGS),
             (layout.segments(audio, name), commit.segments, schemas.SEGMENTS),
             (layout.quarantine(name), commit.quarantine, schemas.QUARANTINE),
         ):
             _describe(storage, file, table, schema, common)
-    adopted = {model: settled_by(storage, files[model]) for model in sorted(done)}
-    open_parts = [_agreeing(part, commit, adopted) for part in commit.models if part.model not in done]
+    open_parts = [_agreeing(part, commit, adopted) for part in commit.models if part.model not in adopted]
     for part in open_parts:
         facts = common | _facts(part)
         for file, table, schema in (
@@ -160,10 +161,24 @@ def settled_by(storage: Storage, file: str) -> pa.Table:
     """The units a predictions file settles, from its footer.
 
     Raises:
-        pyarrow.ArrowInvalid: the file is not whole.
-        KeyError: the file is not a commit of serpipe's.
+        StoreError: `STORE_DAMAGED`, the file is not whole, or is no commit of serpipe's.
     """
-    return parquet.unpack_table(parquet.facts(storage, file)["settled"]).cast(schemas.LEDGER)
+    said = parquet.facts(storage, file)
+    with parquet.damage_told(storage, file):
+        try:
+            return parquet.unpack_table(said["settled"]).cast(schemas.LEDGER)
+        except (KeyError, ValueError) as error:
+            raise pa.ArrowInvalid(f"its footer does not say what it settles: {error!r}") from error
+
+
+def adoptable(storage: Storage, file: str) -> pa.Table | None:
+    """The same; None for a file that was damaged before it was adopted, and so is no commit."""
+    try:
+        return settled_by(storage, file)
+    except StoreError as error:
+        if error.code != "STORE_DAMAGED":
+            raise
+        return None
 
 
 def index(storage: Storage, name: str, settled: Sequence[pa.Table]) -> pa.Table:

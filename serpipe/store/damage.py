@@ -8,6 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from serpipe.errors import StoreError
 from serpipe.store import parquet, schemas
 from serpipe.store.storage import Storage
 
@@ -16,7 +17,7 @@ MARKS = "damage/marks.json"
 
 UNITS = pa.schema([schemas.LEDGER.field(name) for name in ("recording_id", "unit", "model", "fp", "audio")])
 
-Remedy = Literal["again", "orphan", "index", "none"]
+Remedy = Literal["again", "orphan", "index", "record", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,8 @@ class Finding:
         file: the object it is about; empty where rows of several are.
         message: what is wrong with it.
         remedy: `again`, the units are labelled again, and the file, where it is damaged, goes; `orphan`, the file
-            goes; `index`, the ledger is mended from the tables; `none`, a person must look.
+            goes; `index`, the ledger is mended from the tables; `record`, a run's record is made anew; `none`, a
+            person must look.
         units: of `UNITS`.
         drop: whether the file goes with the units.
     """
@@ -81,14 +83,25 @@ def mark(storage: Storage, findings: list[Finding]) -> None:
 
 
 def marks(storage: Storage) -> list[Mark]:
-    """What waits to be mended."""
+    """What waits to be mended.
+
+    Raises:
+        StoreError: `STORE_DAMAGED`, that cannot be read.
+    """
     if not storage.exists(MARKS):
         return []
-    return [
-        Mark(Finding(**text, units=parquet.unpack_table(units).cast(UNITS)), found_at)
-        for text in json.loads(storage.get(MARKS))
-        for units, found_at in [(text.pop("units"), text.pop("stamp"))]
-    ]
+    try:
+        return [
+            Mark(Finding(**text, units=parquet.unpack_table(units).cast(UNITS)), found_at)
+            for text in json.loads(storage.get(MARKS))
+            for units, found_at in [(text.pop("units"), text.pop("stamp"))]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            "STORE_DAMAGED",
+            f"{storage.path(MARKS)}, which says what is to be mended, cannot be read; `serpipe verify {storage.shown}` "
+            "writes it anew",
+        ) from error
 
 
 def unmark(storage: Storage) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import secrets
 import socket
 import threading
@@ -114,6 +115,8 @@ class Lease:
             shard="" if shard is None else str(shard),
         )
         self._name = ""
+        self._signed = time.monotonic()
+        self._trouble: Exception | None = None
         self._ended = threading.Event()
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
 
@@ -133,6 +136,7 @@ class Lease:
         # store where it is, so each of their runs waits until one of the whole store has cleared it.
         if any(other.state != "released" and self._me.conflicts(other) for other in found.values()):
             time.sleep(GRACE_S)
+        self._signed = time.monotonic()
         self._beat.start()
         return self
 
@@ -146,9 +150,17 @@ class Lease:
         """Make sure that the store is still held, before something that must not be done by two.
 
         Raises:
-            StoreError: `STORE_LOST`.
+            StoreError: `STORE_LOST`, it is not, or nobody can know it any more.
         """
         check(self._storage, self._me.run_id)
+        silent = time.monotonic() - self._signed
+        if self._trouble is not None and silent > LIFETIME_S:
+            raise StoreError(
+                "STORE_LOST",
+                f"run {self._me.run_id} could not sign that it holds {self._storage.shown} for {silent:.0f} s "
+                f"({type(self._trouble).__name__}: {self._trouble}), so another may take it; what is committed counts, "
+                "and the same command goes on from there",
+            )
 
     def _claim(self, number: int, *, gone: Collection[str] = ()) -> bool:
         """Claim a number; False where it is too late for it.
@@ -232,9 +244,12 @@ class Lease:
             try:
                 # Harmless where another has taken over: this claim is no longer the highest.
                 self._write("held")
-            except (OSError, StoreError):
-                # A store that is out of reach for a moment: the next beat tries again, well within the lifetime.
-                continue
+            except Exception as error:
+                # Mostly a store that is out of reach for a moment: the next beat tries again, well within the lifetime.
+                # Whatever it is, a thread that ended here would let the claim die unseen.
+                self._trouble = error
+            else:
+                self._trouble, self._signed = None, time.monotonic()
 
     def _write(self, state: Literal["claimed", "held", "released"]) -> None:
         self._storage.put(self._name, _text(replace(self._me, state=state)))
@@ -277,7 +292,7 @@ def _number(name: str) -> int:
 
 def _read(storage: Storage) -> dict[str, Holder]:
     """Every claim by name, in order."""
-    names = [name for name in storage.list(FOLDER) if name != CLOCK]
+    names = [name for name in storage.list(FOLDER) if _NAME.fullmatch(name)]
     if len(names) > 1:
         with ThreadPoolExecutor(min(len(names), _AT_ONCE)) as pool:
             claims = list(pool.map(lambda name: _claim_of(storage, name), names))
@@ -292,6 +307,12 @@ def _claim_of(storage: Storage, name: str) -> Holder | None:
     except FileNotFoundError:
         # Withdrawn, or given way to a higher one, since it was listed.
         return None
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            "STORE_DAMAGED",
+            f"{storage.path(name)} is not a claim as serpipe writes it, so nobody can tell who holds {storage.shown}; "
+            "make sure that nothing writes there, delete it, then try again",
+        ) from error
 
 
 def _counting(found: dict[str, Holder]) -> dict[str, Holder]:
@@ -311,6 +332,9 @@ def _held(storage: Storage) -> dict[str, Holder]:
             held[name] = claim
     return held
 
+
+_NAME = re.compile(re.escape(FOLDER) + r"[0-9]{10}(-[0-9a-f]+)?\.json")
+"""Of a claim; what else somebody puts there claims nothing."""
 
 _TRIES = 30
 

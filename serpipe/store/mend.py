@@ -33,7 +33,7 @@ class Mended:
 def mend(storage: Storage) -> Mended | None:
     """Mend what the last `verify` has marked. Safe to repeat and to interrupt.
 
-    For the holder of the store's lease, when no run is open.
+    For the holder of the store's lease, when no run is open; a rewrite may wait to be finished.
 
     Returns:
         What was done; None where nothing was marked.

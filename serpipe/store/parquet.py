@@ -66,8 +66,12 @@ def read(storage: Storage, names: Sequence[str], schema: pa.Schema, columns: Seq
 
 
 @contextmanager
-def damage_told(storage: Storage) -> Iterator[None]:
+def damage_told(storage: Storage, name: str = "") -> Iterator[None]:
     """Say what to do about a file that Arrow cannot read.
+
+    Args:
+        storage: the store.
+        name: of the file, where it is known.
 
     Raises:
         StoreError: `STORE_DAMAGED`.
@@ -79,9 +83,10 @@ def damage_told(storage: Storage) -> Iterator[None]:
         if isinstance(error, OSError) and not any(word in said for word in ("ZSTD", "thrift", "Corrupt")):
             # The store is out of reach, not damaged.
             raise
+        what = storage.path(name) if name else f"a file of {storage.shown}"
         raise StoreError(
             "STORE_DAMAGED",
-            f"a file of {storage.shown} cannot be read ({said}); `serpipe verify {storage.shown}` finds what is "
+            f"{what} cannot be read ({said}); `serpipe verify {storage.shown}` finds what is "
             "damaged, and the next `serpipe label` without --shard makes it again",
         ) from None
 
@@ -90,11 +95,11 @@ def facts(storage: Storage, name: str) -> dict[str, str]:
     """What a file's footer says under `serpipe.`, without reading its rows.
 
     Raises:
-        pyarrow.ArrowInvalid: the object is no whole Parquet file.
+        StoreError: `STORE_DAMAGED`, the object is no whole Parquet file.
     """
 
     def footer() -> pq.FileMetaData:
-        with storage.fs.open(storage.path(name), "rb") as file:
+        with storage.fs.open(storage.path(name), "rb") as file, damage_told(storage, name):
             return pq.read_metadata(file)
 
     return facts_of(storage.carefully(name, footer))

@@ -88,9 +88,8 @@ def under_way(storage: Storage) -> bool:
 
 
 def _carry_out(storage: Storage, name: str) -> None:
-    intent = json.loads(storage.get(name))
-    going = parquet.unpack_table(intent["entries"]).cast(schemas.LEDGER)
-    for file in intent["files"]:
+    going, files = _intended(storage, name)
+    for file in files:
         storage.delete(file)
     for model, fp, commit, units in _by_model_commit(going):
         _Labels(storage, model, fp, commit).without(units)
@@ -104,6 +103,20 @@ def _carry_out(storage: Storage, name: str) -> None:
         return
     ledger.forget(storage, going)
     storage.delete(name)
+
+
+def _intended(storage: Storage, name: str) -> tuple[pa.Table, list[str]]:
+    """The entries that an intent takes out, and the files that go with them."""
+    try:
+        intent = json.loads(storage.get(name))
+        return parquet.unpack_table(intent["entries"]).cast(schemas.LEDGER), list(intent["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            "STORE_DAMAGED",
+            f"{storage.path(name)}, which says what an interrupted rewrite was about, cannot be read; delete it, then "
+            f"`serpipe verify {storage.shown}` marks what was left half done, and the next `serpipe label` without "
+            "--shard mends it",
+        ) from error
 
 
 def _look_first(storage: Storage, going: pa.Table, files: Sequence[str]) -> None:
@@ -291,7 +304,8 @@ def _by_model_commit(entries: pa.Table) -> Iterator[tuple[str, str, str, pa.Tabl
 
 def _read(storage: Storage, name: str) -> tuple[pa.Table, dict[str, str]]:
     """A file's rows and what its footer says."""
-    with pq.ParquetFile(pa.BufferReader(storage.get(name))) as file:
+    data = pa.BufferReader(storage.get(name))
+    with parquet.damage_told(storage, name), pq.ParquetFile(data) as file:
         return file.read().replace_schema_metadata(None), parquet.facts_of(file.metadata)
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from serpipe.errors import StoreError
 from serpipe.store import layout
 from serpipe.store.storage import Storage
 
@@ -17,6 +18,8 @@ TABLES = ("recordings", "segments", "predictions", "embeddings", "frames", "quar
 
 MANY = 16
 """Records of a remote store above which they are read side by side."""
+
+_TIME = "%Y%m%dT%H%M%S%fZ"
 
 State = Literal["running", "stopped", "finished", "interrupted"]
 
@@ -52,6 +55,11 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
     forecast: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def open(self) -> bool:
+        """Whether it began and did not come to its end, and no later run has closed it."""
+        return self.state in ("running", "stopped")
+
 
 def new_run_id() -> str:
     """Sorts by start; two of one moment differ.
@@ -60,7 +68,7 @@ def new_run_id() -> str:
         >>> len(new_run_id())
         31
     """
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}"
+    return f"{datetime.now(UTC):{_TIME}}-{secrets.token_hex(4)}"
 
 
 def now() -> str:
@@ -80,18 +88,78 @@ def finish(storage: Storage, run: Run, *, state: State = "finished", result: dic
 
 
 def load(storage: Storage) -> list[Run]:
-    """Every run of the store, oldest first."""
+    """Every run of the store, oldest first.
+
+    Raises:
+        StoreError: `STORE_DAMAGED`, a record cannot be read.
+    """
+    found, damaged = readable(storage)
+    if damaged:
+        raise StoreError(
+            "STORE_DAMAGED",
+            f"{storage.path(layout.run(damaged[0]))} is not a run's record as serpipe writes it; the next "
+            "`serpipe label` without --shard, `retry` or `gc` makes a new one from what the run has written",
+        )
+    return found
+
+
+def readable(storage: Storage) -> tuple[list[Run], list[str]]:
+    """Every run whose record can be read, oldest first, and the ids of the others."""
     names = sorted(name for name in storage.list("runs/") if name.endswith("/run.json"))
-    if storage.local or len(names) < MANY:
-        return [Run(**json.loads(storage.get(name))) for name in names]
     # A year of nights, one request after the other, is most of what an empty night takes on a remote store.
-    with ThreadPoolExecutor(MANY) as pool:
-        return [Run(**json.loads(text)) for text in pool.map(storage.get, names)]
+    with ThreadPoolExecutor(1 if storage.local or len(names) < MANY else MANY) as pool:
+        texts = pool.map(storage.get, names)
+        found = {name.split("/")[1]: _parsed(text) for name, text in zip(names, texts, strict=True)}
+    return [run for run in found.values() if run is not None], [name for name, run in found.items() if run is None]
+
+
+def _parsed(text: bytes) -> Run | None:
+    try:
+        return Run(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
+
+
+def mend(storage: Storage) -> int:
+    """Make records that cannot be read anew, as of runs that did not end: what they have written tells enough to close.
+
+    For the holder of the whole store's lease.
+
+    Returns:
+        How many there were.
+    """
+    _, damaged = readable(storage)
+    for run_id in damaged:
+        models, audio = _written_by(storage, run_id)
+        made_anew = {"record": "damaged, and made anew"}
+        save(storage, Run(run_id=run_id, started=_began(run_id), audio=audio, models=models, result=made_anew))
+    return len(damaged)
+
+
+def _began(run_id: str) -> str:
+    try:
+        began = datetime.strptime(run_id.split("-")[0], _TIME)
+    except ValueError:
+        return ""
+    return began.replace(tzinfo=UTC).isoformat(timespec="seconds")
+
+
+def _written_by(storage: Storage, run_id: str) -> tuple[dict[str, str], str]:
+    """With which models and audio a run labelled, from where its files lie."""
+    models, audio = {}, ""
+    for table in ("predictions", "embeddings", "frames", "segments"):
+        for name in storage.list(f"{table}/"):
+            if layout.run_of(layout.stem(name)) == run_id:
+                steps = dict(step.split("=", 1) for step in name.split("/")[1:-1])
+                audio = steps.get("audio", audio)
+                if "model" in steps:
+                    models[steps["model"]] = steps["fp"]
+    return models, audio
 
 
 def unfinished(storage: Storage) -> list[Run]:
     """Runs that began and did not come to their end, and that no later run has closed."""
-    return [run for run in load(storage) if run.state in ("running", "stopped")]
+    return [run for run in load(storage) if run.open]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +279,8 @@ def save_progress(storage: Storage, run_id: str, progress: Progress) -> None:
 
 
 def load_progress(storage: Storage, run_id: str) -> Progress | None:
-    """How far a run was when it last told; None where it never did."""
+    """How far a run was when it last told; None where it never did, or not so that it can be read."""
     try:
         return Progress(**json.loads(storage.get(layout.progress(run_id))))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe.errors import StoreError
-from serpipe.store import damage, ledger, parquet, reasons, rewrite, runs, schemas
+from serpipe.store import damage, layout, lease, ledger, parquet, reasons, rewrite, runs, schemas
 from serpipe.store.damage import UNITS, Finding
 from serpipe.store.look import TABLES, Seen, look
 from serpipe.store.rowsets import having, lacking, tuples
@@ -47,30 +47,39 @@ class Verified:
 def verify(storage: Storage) -> Verified:
     """Look at every file of a store, and mark what is damaged, so that the next run of the whole store mends it.
 
-    Needs no lease: what a run that is under way has not yet committed is not judged.
+    Needs no lease: what a run that is under way has not yet committed is not judged. Where taking units out was
+    interrupted, rows are in two places, and only what is wrong with files by themselves is told: the next run may not
+    get past it.
 
     Raises:
-        StoreError: `STORE_REWRITING`, units are being taken out, or that was interrupted; rows are in two places then.
+        StoreError: `STORE_REWRITING`, units are being taken out, or that was interrupted and no file is in the way.
     """
-    _refuse_rewrites(storage)
+    interrupted = _interrupted(storage)
     judged = _Judged(storage)
     # The ledger before the files: all that it vouches for is then there to be listed.
     broken, entries = _ledger(storage)
+    broken += list(_of_records(judged))
     names = [name for table in TABLES for name in storage.list(f"{table}/") if name.endswith(".parquet")]
     seen = list(_looked_at(storage, names))
     judged.close()
     whole = [found for found in seen if found.code is None]
-    if broken:
+    if any(found.drop for found in broken):
         entries = _rebuilt(entries, whole)
-    entries, unknown = _adopted(entries, whole, judged)
-    findings = [*broken, *unknown, *_of_files(seen, entries)]
-    findings += _of_labels(whole, seen, entries, judged)
-    findings += _of_segments(whole, entries, judged)
-    findings += _of_recordings(whole, entries, judged)
-    findings += _of_failures(whole, entries, runs.load(storage))
-    findings += _of_passports(storage, whole)
-    # One that began meanwhile has moved rows under these eyes.
-    _refuse_rewrites(storage)
+    if interrupted:
+        findings = [*broken, *_of_files(seen, entries, half_done=True)]
+        if not findings:
+            raise _rewriting(storage)
+    else:
+        entries, unknown = _adopted(entries, whole, judged)
+        findings = [*broken, *unknown, *_of_files(seen, entries)]
+        findings += _of_labels(whole, seen, entries, judged)
+        findings += _of_segments(whole, entries, judged)
+        findings += _of_recordings(whole, entries, judged)
+        findings += _of_failures(whole, entries, judged.runs)
+        findings += _of_passports(storage, whole)
+        # One that began meanwhile has moved rows under these eyes.
+        if rewrite.under_way(storage):
+            raise _rewriting(storage)
     findings.sort(key=lambda found: (found.file, found.code))
     damage.mark(storage, findings)
     return Verified(
@@ -82,14 +91,26 @@ def verify(storage: Storage) -> Verified:
     )
 
 
-def _refuse_rewrites(storage: Storage) -> None:
-    if rewrite.under_way(storage):
-        raise StoreError(
-            "STORE_REWRITING",
-            f"units are being taken out of {storage.shown}, or that was interrupted; wait for it, or let the next "
-            "`serpipe label`, `retry` or `gc` finish it",
-            transient=True,
-        )
+def _interrupted(storage: Storage) -> bool:
+    """Whether a rewrite waits to be finished that nobody is at.
+
+    Raises:
+        StoreError: `STORE_REWRITING`, somebody may be at it.
+    """
+    if not rewrite.under_way(storage):
+        return False
+    if lease.holders(storage):
+        raise _rewriting(storage)
+    return True
+
+
+def _rewriting(storage: Storage) -> StoreError:
+    return StoreError(
+        "STORE_REWRITING",
+        f"units are being taken out of {storage.shown}, or that was interrupted; wait for it, or let the next "
+        "`serpipe label`, `retry` or `gc` finish it",
+        transient=True,
+    )
 
 
 class _Judged:
@@ -97,12 +118,14 @@ class _Judged:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._before = {run.run_id for run in runs.load(storage)}
-        self._open = {run.run_id for run in runs.unfinished(storage)}
+        self.runs, self.damaged = runs.readable(storage)
+        self._before = {run.run_id for run in self.runs}
+        # A run whose record cannot be read may not have ended.
+        self._open = {run.run_id for run in self.runs if run.open} | set(self.damaged)
 
     def close(self) -> None:
-        self._open |= {run.run_id for run in runs.unfinished(self._storage)}
-        self._open |= {run.run_id for run in runs.load(self._storage)} - self._before
+        now, damaged = runs.readable(self._storage)
+        self._open |= {run.run_id for run in now if run.open or run.run_id not in self._before} | set(damaged)
 
     def __contains__(self, commit: str) -> bool:
         return not any(commit.startswith(f"{run}-") for run in self._open)
@@ -153,8 +176,21 @@ def _adopted(entries: pa.Table, whole: list[Seen], judged: _Judged) -> tuple[pa.
     return entries, findings
 
 
-def _of_files(seen: list[Seen], entries: pa.Table) -> Iterator[Finding]:
-    """Files that are wrong by themselves."""
+def _of_records(judged: _Judged) -> Iterator[Finding]:
+    """Records of runs that cannot be read; whatever closes runs makes them anew."""
+    for run in judged.damaged:
+        message = "it is not a run's record as serpipe writes it; a new one is made from what the run has written"
+        yield Finding(code="RECORD_DAMAGED", file=layout.run(run), message=message, remedy="record")
+
+
+def _of_files(seen: list[Seen], entries: pa.Table, *, half_done: bool = False) -> Iterator[Finding]:
+    """Files that are wrong by themselves.
+
+    Args:
+        seen: all that were looked at.
+        entries: the ledger.
+        half_done: a rewrite was interrupted, so that nothing else tells what damaged segments and recordings belong to.
+    """
     for found in seen:
         if found.code is not None:
             again = "it goes; its rows are made again"
@@ -162,6 +198,8 @@ def _of_files(seen: list[Seen], entries: pa.Table) -> Iterator[Finding]:
             if found.table == "quarantine":
                 again = "it goes; what failed for good is tried again, and says why"
                 units = _units(reasons.of_file(entries, found))
+            elif half_done and found.table in ("segments", "recordings"):
+                units = _units(having(entries, entries.filter(pc.equal(entries["commit"], found.commit)), _UNIT))
             elif found.table in ("predictions", "embeddings", "frames"):
                 units = _units_of(entries, found)
             elif found.table == "segments" and found.content is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from serpipe.errors import StoreError
+from serpipe.errors import StoreError, UsageError
 from serpipe.shard import Shard
 from serpipe.store import lease
 from serpipe.store.lease import Holder, Lease
@@ -252,6 +252,35 @@ def test_a_store_out_of_reach_for_a_moment_costs_no_lease(storage: Storage, monk
         first = storage.modified(name)
         monkeypatch.setattr(storage, "put", unreachable)
         assert _comes(lambda: storage.modified(name) > first)
+
+
+def test_no_error_ends_the_signs_of_life_and_the_run_is_told_of_lasting_ones(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a bucket that is not found for a moment, which is a mistake in a request and not a store out of reach."""
+    monkeypatch.setattr(lease, "LIFETIME_S", 0.3)
+    put = storage.put
+
+    def refused(name: str, data: bytes) -> None:
+        raise UsageError("STORE_NO_BUCKET", f"{name} cannot be written: there is no such bucket")
+
+    with Lease(storage, "R1") as held:
+        (name,) = storage.list("lease/")
+        monkeypatch.setattr(storage, "put", refused)
+        held.check()
+
+        def told() -> bool:
+            try:
+                held.check()
+            except StoreError as error:
+                return "STORE_LOST: run R1 could not sign" in str(error) and "no such bucket" in str(error)
+            return False
+
+        assert _comes(told)
+        monkeypatch.setattr(storage, "put", put)
+        first = storage.modified(name)
+        assert _comes(lambda: storage.modified(name) > first)
+        held.check()
 
 
 FIRST, SECOND, HALF = Shard(0, 4), Shard(1, 4), Shard(0, 2)

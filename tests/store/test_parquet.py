@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serpipe.errors import StoreError
 from serpipe.store import parquet, schemas
 from serpipe.store.storage import Storage
 
@@ -104,5 +105,5 @@ def test_a_file_that_is_not_whole_is_an_error(storage: Storage, keep: float) -> 
     parquet.write(storage, "a.parquet", _table(100), SCHEMA, {"a": "b"})
     data = storage.get("a.parquet")
     storage.put("a.parquet", data[: int(keep * len(data)) if keep < 1 else int(keep)])
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(StoreError, match=r"STORE_DAMAGED: .*a\.parquet cannot be read"):
         parquet.facts(storage, "a.parquet")
