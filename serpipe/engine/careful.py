@@ -28,6 +28,7 @@ from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
 from serpipe.models.stage import unlabelled
 from serpipe.pack import rows_of
 from serpipe.store import closing, ledger, parquet, plans, runs, schemas
+from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts
 from serpipe.store.storage import Storage
 
@@ -49,6 +50,7 @@ def finish(
     board: Board,
     queries: dict[int, pa.Array],
     *,
+    held: Lease,
     relabel: bool,
 ) -> None:
     """Label what a run's plan holds and its ledger does not, but for what failed with a reason that may pass.
@@ -60,21 +62,23 @@ def finish(
         sink: where it commits.
         board: where it tells what it did.
         queries: signed queries of its plan, by task.
+        held: the lease of the run.
         relabel: whether the run labels again what is whole under other fingerprints.
 
     Raises:
         SerpipeError: as `pipeline.execute`; the store cannot be written.
     """
-    careful = _Careful(storage, facts, stages, sink, queries, relabel=relabel)
+    careful = _Careful(storage, facts, stages, sink, queries, held, relabel=relabel)
     lost = careful.lost()
     if len(lost) > MOST_ALONE:
         name, again = careful.planned("again", lost, stages.models)
         source = PlanSource(storage.root, name, again.tasks, again.queries, remote=again.remote)
-        pipeline.execute(source, stages, sink.of(facts, "again"), board)
+        pipeline.execute(source, stages, careful.sink_of(facts, "again"), board)
         lost = careful.lost()
     for pool in stages.pools:
         if len(lost):
             careful.label(lost, pool)
+    careful.tidy()
 
 
 class _Careful:
@@ -85,19 +89,21 @@ class _Careful:
         stages: pipeline.Stages,
         sink: StoreSink,
         queries: dict[int, pa.Array],
+        held: Lease,
         *,
         relabel: bool,
     ) -> None:
         self._storage, self._facts, self._stages, self._sink, self._queries = storage, facts, stages, sink, queries
-        self._relabel = relabel
+        self._held, self._step, self._relabel = held, 0, relabel
 
     def lost(self) -> pa.Array:
         """Ids of recordings that are not settled and have no reason to wait for the next run."""
         if not self._missing().num_rows:
             return pa.array([], pa.binary())
+        # Who was given up may live on, out of Ray's sight and not out of the store's: nothing of its counts any more.
+        self._step = self._held.advance()
         # What a dead worker left half written belongs to no commit, and its units will be in another one.
-        run = runs.Run(run_id=self._facts.run_id, audio=self._facts.audio, models=self._facts.models)
-        closing.tidy(self._storage, run)
+        self.tidy()
         log = parquet.read(
             self._storage,
             self._storage.list(f"quarantine/{self._facts.run_id}-"),
@@ -107,6 +113,16 @@ class _Careful:
         waiting = log.filter(log["transient"])["recording_id"].combine_chunks().cast(pa.binary())
         missing = self._missing()["recording_id"].combine_chunks().cast(pa.binary())
         return missing.filter(pc.invert(pc.is_in(missing, value_set=waiting)))
+
+    def tidy(self) -> None:
+        """Take away what workers that were given up have left, or written since."""
+        if self._step:
+            run = runs.Run(run_id=self._facts.run_id, audio=self._facts.audio, models=self._facts.models)
+            closing.tidy(self._storage, run)
+
+    def sink_of(self, facts: RunFacts, stage: str) -> StoreSink:
+        """Where a later pass commits."""
+        return self._sink.of(facts, stage, self._step)
 
     def planned(self, name: str, lost: pa.Array, models: dict[str, str]) -> tuple[str, plan.Plan]:
         """Plan recordings of the run's plan again, with what is settled by now."""
@@ -142,7 +158,7 @@ class _Careful:
             cpus=BUSY_CPUS,
             gpus=pool.gpus,
         )
-        sink = self._sink.of(replace(self._facts, models=models), stage)
+        sink = self.sink_of(replace(self._facts, models=models), stage)
         try:
             for row in range(rows.num_rows):
                 if not self._one(lane, rows.slice(row, 1), sink, models):
@@ -180,7 +196,7 @@ class _Careful:
         error = AudioError("AUDIO_WORKER_DIED", f"decoding it alone failed twice: {end.how}")
         pack = Decode(**self._stages.decode).give_up(recording, units, error)
         specs = [model.spec for pool in self._stages.pools for model in pool.models]
-        self._sink.of(self._facts, "given-up").commit([unlabelled(pack, specs)])
+        self.sink_of(self._facts, "given-up").commit([unlabelled(pack, specs)])
 
     def _wanted(self, recording: pa.Table) -> dict[str, str]:
         """The models that the run's plan wants for a recording."""

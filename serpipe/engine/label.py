@@ -294,7 +294,7 @@ def label(
             )
             source = PlanSource(storage.root, run_id, todo.tasks, todo.queries, remote=todo.remote)
             pipeline.execute(source, stages, sink, board)
-            careful.finish(storage, facts, stages, sink, board, todo.queries, relabel=relabel)
+            careful.finish(storage, facts, stages, sink, board, todo.queries, held=held, relabel=relabel)
             held.check()
             ended = settle.settle(storage, facts)
         counts |= _tried(storage, [*earlier, run_id] if earlier else [])

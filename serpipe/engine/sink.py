@@ -28,14 +28,18 @@ class StoreSink(Datasink[dict[str, int]]):
         bundle_bytes: labelled rows that make a commit.
         board: where progress is told.
         stage: a later pass of the run. The same packs then make another commit, for the first one is closed.
+        step: of the lease, while that pass lasts.
     """
 
-    def __init__(self, root: str, run: RunFacts, *, bundle_bytes: int, board: Board, stage: str = "") -> None:
+    def __init__(
+        self, root: str, run: RunFacts, *, bundle_bytes: int, board: Board, stage: str = "", step: int = 0
+    ) -> None:
         self._root, self._run, self._bundle_bytes, self._board, self._stage = root, run, bundle_bytes, board, stage
+        self._step = step
 
-    def of(self, run: RunFacts, stage: str) -> StoreSink:
+    def of(self, run: RunFacts, stage: str, step: int) -> StoreSink:
         """The sink of a later pass."""
-        return StoreSink(self._root, run, bundle_bytes=self._bundle_bytes, board=self._board, stage=stage)
+        return StoreSink(self._root, run, bundle_bytes=self._bundle_bytes, board=self._board, stage=stage, step=step)
 
     @property
     def min_bytes_per_write(self) -> int:
@@ -53,6 +57,9 @@ class StoreSink(Datasink[dict[str, int]]):
         except StoreError as error:
             if error.code == MAY_PASS:
                 raise
+            if error.code == lease.LATE:
+                # Ray lost sight of this task, and its work is another's by now.
+                return {"commits": 0, "quarantined": 0}
             # Raised here it would cost this block alone, and every later one would be labelled for nothing.
             self._board.stop(error)
             return {"commits": 0, "quarantined": 0}
@@ -68,7 +75,7 @@ class StoreSink(Datasink[dict[str, int]]):
         """
         ready = commit_of([self._named(pack) for pack in packs], self._run)
         storage = Storage(self._root)
-        commit.write(storage, ready, guard=lambda: lease.check(storage, self._run.run_id))
+        commit.write(storage, ready, guard=lambda: lease.check(storage, self._run.run_id, self._step))
         quarantined = ready.quarantine.num_rows + sum(part.quarantine.num_rows for part in ready.models)
         self._board.add(quarantined=quarantined)
         return {"commits": 1, "quarantined": quarantined}

@@ -45,6 +45,9 @@ GRACE_S = 5.0
 """Seconds between taking a store from a dead holder and working on it: its workers may outlive it, and one that has
 just looked at the lease may still be writing."""
 
+LATE = "COMMIT_LATE"
+"""What a worker is told whose run has given it up."""
+
 SETTLE_S = 5.0
 """Seconds until a claim is seen by everyone, on a store that cannot create exclusively."""
 
@@ -62,6 +65,7 @@ class Holder:
         since: UTC, ISO 8601.
         state: `claimed` while it waits for others' claims to show.
         shard: what of the store it is for, as `0/4`; nothing stands for the whole.
+        step: which pass over its plan the run is at, from 0.
     """
 
     token: str
@@ -72,6 +76,7 @@ class Holder:
     since: str
     state: Literal["claimed", "held", "released"]
     shard: str = ""
+    step: int = 0
 
     def conflicts(self, other: Holder) -> bool:
         """Whether two must not hold at once."""
@@ -115,6 +120,7 @@ class Lease:
             shard="" if shard is None else str(shard),
         )
         self._name = ""
+        self._lock = threading.Lock()
         self._signed = time.monotonic()
         self._trouble: Exception | None = None
         self._ended = threading.Event()
@@ -161,6 +167,17 @@ class Lease:
                 f"({type(self._trouble).__name__}: {self._trouble}), so another may take it; what is committed counts, "
                 "and the same command goes on from there",
             )
+
+    def advance(self) -> int:
+        """Begin another pass over the run's plan: workers of the passes before it commit nothing more.
+
+        Returns:
+            What the workers of the new one give to `check`.
+        """
+        with self._lock:
+            self._me = replace(self._me, step=self._me.step + 1)
+        self._write("held")
+        return self._me.step
 
     def _claim(self, number: int, *, gone: Collection[str] = ()) -> bool:
         """Claim a number; False where it is too late for it.
@@ -252,7 +269,9 @@ class Lease:
                 self._trouble, self._signed = None, time.monotonic()
 
     def _write(self, state: Literal["claimed", "held", "released"]) -> None:
-        self._storage.put(self._name, _text(replace(self._me, state=state)))
+        # One at a time: a sign of life that was on its way would take a new step back.
+        with self._lock:
+            self._storage.put(self._name, _text(replace(self._me, state=state)))
 
 
 def holders(storage: Storage) -> list[Holder]:
@@ -276,14 +295,25 @@ def signs(storage: Storage) -> list[tuple[Holder, float]]:
     return found
 
 
-def check(storage: Storage, run_id: str) -> None:
+def check(storage: Storage, run_id: str, step: int | None = None) -> None:
     """Make sure that a run still holds the store or its shard, for workers that may have outlived it.
 
+    Args:
+        storage: the store.
+        run_id: the run.
+        step: the pass over its plan that the worker belongs to; any by default.
+
     Raises:
-        StoreError: `STORE_LOST`, it does not; what it has not committed is another run's to do.
+        StoreError: `STORE_LOST`, it does not; what it has not committed is another run's to do. `COMMIT_LATE`, it does,
+            and has given the worker up; what that has not committed is done again by a later pass.
     """
-    if not any(claim.run_id == run_id for claim in _held(storage).values()):
+    mine = [claim for claim in _held(storage).values() if claim.run_id == run_id]
+    if not mine:
         raise StoreError("STORE_LOST", f"run {run_id} no longer holds {storage.root}; its last rows are not committed")
+    if step is not None and mine[0].step != step:
+        raise StoreError(
+            LATE, f"run {run_id} has gone on without this worker and does its work again; its rows are not committed"
+        )
 
 
 def _number(name: str) -> int:

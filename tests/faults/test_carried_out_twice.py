@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from serpipe import plan
-from serpipe.store import commit, plans, runs, version
+from serpipe.errors import StoreError
+from serpipe.store import closing, commit, plans, runs, schemas, version
+from serpipe.store.lease import Lease, check
 from serpipe.store.reading import Store
 from serpipe.store.rows import RunFacts
 from serpipe.store.storage import Storage
@@ -30,10 +33,12 @@ def archive(ends: Ends, others: int, models: int) -> World:
     return world.add(*(Recording(uri=f"/b{number}.wav", units=(1,)) for number in range(others)))
 
 
-def tries(storage: Storage, first: Ends, then: Ends, others: int, models: int) -> Iterator[commit.Commit]:
+def tries(
+    storage: Storage, first: Ends, then: Ends, others: int, models: int, run: str = ""
+) -> Iterator[commit.Commit]:
     """Both tries at the one commit of a run that goes on meanwhile."""
     version.check(storage)
-    run, one = runs.new_run_id(), archive(first, others, models)
+    run, one = run or runs.new_run_id(), archive(first, others, models)
     plan.make_plan(storage, run, [one.catalogue], audio="a1", models=one.models, by_length=False, decoders=1)
     runs.save(storage, runs.Run(run_id=run, started=runs.now(), audio="a1", models=one.models))
     rows = pa.concat_tables(plans.tasks(storage, run))
@@ -76,3 +81,40 @@ def test_a_commit_carried_out_again_with_another_outcome(
         forget(storage.root)
     assert at > 6
     forget(calm.root)
+
+
+@pytest.mark.parametrize("looked", [0, 1])
+def test_a_worker_that_its_run_gave_up_commits_nothing(monkeypatch: pytest.MonkeyPatch, looked: int) -> None:
+    """Cut off from Ray, not from the store, which it may have looked at before: what the last pass made stands once."""
+    monkeypatch.setattr(worlds, "refuses", lambda model, segment: False)
+    storage, looks = Storage(f"memory://given-up-{next(_serial)}"), itertools.count()
+
+    def late_guard() -> None:
+        if next(looks) >= looked:
+            check(storage, "R1", 0)
+
+    with Lease(storage, "R1") as held:
+        late, again = tries(storage, "well", "well", 1, 2, run="R1")
+        (record,) = runs.load(storage)
+        step = held.advance()
+        held.check()
+        closing.tidy(storage, record)
+        commit.write(storage, renamed(again, f"R1-{'0' * 16}"), guard=lambda: check(storage, "R1", step))
+        with pytest.raises(StoreError, match="COMMIT_LATE: run R1 has gone on without this worker"):
+            commit.write(storage, late, guard=late_guard)
+        closing.tidy(storage, record)
+        runs.finish(storage, record)
+    assert verify(storage).findings == ()
+    tables = on_disk(storage)
+    assert len(tables["recordings"]) == 2
+    assert shown(Store(storage))["predictions"].keys() == tables["predictions"].keys()
+    forget(storage.root)
+
+
+def renamed(ready: commit.Commit, name: str) -> commit.Commit:
+    """The same rows as another commit, as a later pass makes them."""
+    place = schemas.LEDGER.get_field_index("commit")
+    field = schemas.LEDGER.field(place)
+    settled = [part.settled.set_column(place, field, pa.array([name] * len(part.settled))) for part in ready.models]
+    parts = [replace(part, settled=rows) for part, rows in zip(ready.models, settled, strict=True)]
+    return replace(ready, name=name, models=parts)
