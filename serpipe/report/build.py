@@ -12,7 +12,7 @@ from markupsafe import Markup
 from serpipe.audio.decode import Channels
 from serpipe.redact import redact
 from serpipe.report import charts, clips, embedding_map, episode, figures, page, palette, picks, rounds
-from serpipe.report.rows import Rows, opened
+from serpipe.report.rows import DATES, Rows, opened
 from serpipe.store import runs
 from serpipe.store.reading import open as open_store
 from serpipe.store.runs import compared
@@ -140,6 +140,7 @@ def _named(
         "classes": figures.classes(rows),
         "feeds": feeds,
         "time": time,
+        "dates": figures.dates(rows) | {"columns": DATES},
         "time_table": _pivoted(time["rows"], order),
         "time_chart": charts.over_time("time", time["rows"], colours, _TIME[time["by"]].format(step=time["step"])),
         "confidence": confidence,

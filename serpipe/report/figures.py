@@ -125,6 +125,23 @@ def over_time(rows: Rows, model: str) -> dict[str, Any]:
     return {"by": "place", "step": "tenth", "rows": _shares(rows, model, at, "true")}
 
 
+def dates(rows: Rows) -> dict[str, Any]:
+    """Where the owner's dates come from.
+
+    Returns:
+        `by` of column `name` and `n` recordings that it dates, `without`, the recordings that no column dates,
+        `unread`, those of them with a text where a date should be, and one of these, `name` and `text`, as `example`.
+    """
+    (counts,) = rows.all(
+        "SELECT count(*) FILTER (dated IS NULL) AS without, count(undated) AS unread, "
+        "min(undated) AS example FROM about"
+    )
+    by = rows.all(
+        "SELECT dated_by AS name, count(*) AS n FROM about WHERE dated IS NOT NULL GROUP BY ALL ORDER BY n DESC, name"
+    )
+    return {"by": by, **counts}
+
+
 def _shares(rows: Rows, model: str, at: str, where: str) -> list[dict[str, Any]]:
     return rows.all(
         f"WITH placed AS (SELECT {at} AS moment, said FROM said JOIN about USING (recording_id) "

@@ -42,12 +42,33 @@ _READ = [
 _AT_ONCE = 200_000
 """Predictions in memory at once."""
 
+# ISO 8601, what people write, RSS's (RFC 822), seconds or milliseconds since 1970. What means two days, as 03/04/2026,
+# is none. A zone counts where the format has one; the session's own never does.
+_MOMENT = r"""
+CREATE MACRO moment(wrote) AS coalesce(
+  try_cast(wrote AS TIMESTAMP),
+  try_strptime(wrote, [
+    '%Y%m%d', '%Y%m%dT%H%M%S', '%Y-%m', '%Y/%m/%d', '%Y/%m/%d %H:%M:%S',
+    '%d.%m.%Y', '%d.%m.%Y %H:%M', '%d.%m.%Y %H:%M:%S', '%d %b %Y', '%d %B %Y']),
+  make_timestamp(epoch_us(try_strptime(
+    regexp_replace(regexp_replace(wrote, '^[A-Za-z]+, *', ''), ' (GMT|UTC|UT|Z)$', ' +0000'),
+    ['%d %b %Y %H:%M:%S %z', '%d %b %Y %H:%M %z']))),
+  CASE
+    WHEN regexp_full_match(wrote, '\d{9,10}([.]\d+)?') THEN make_timestamp(CAST(1e6 * CAST(wrote AS DOUBLE) AS BIGINT))
+    WHEN regexp_full_match(wrote, '\d{12,13}') THEN make_timestamp(1000 * CAST(wrote AS BIGINT))
+  END)
+"""
+
 _ABOUT = f"""
 CREATE TABLE about AS
+WITH owned AS (
+  SELECT *, list_filter([{", ".join(f"{{'name': '{n}', 'text': trim(meta['{n}'])}}" for n in DATES)}],
+    lambda told: told.text <> '') AS told FROM recordings),
+dated AS (SELECT *, list_filter(told, lambda one: moment(one.text) IS NOT NULL)[1] AS origin FROM owned)
 SELECT recording_id, uri, duration_s, size, etag, coalesce(meta['feed'], rtrim(parse_dirpath(uri), '/')) AS feed,
-  coalesce({", ".join(f"try_cast(meta['{name}'] AS TIMESTAMP)" for name in DATES)}) AS dated,
-  first_seen::TIMESTAMP AS seen
-FROM recordings
+  moment(origin.text) AS dated, origin.name AS dated_by, CASE WHEN origin IS NULL THEN told[1] END AS undated,
+  make_timestamp(epoch_us(first_seen)) AS seen
+FROM dated
 """
 
 
@@ -109,6 +130,7 @@ def _load(rows: Rows) -> None:
         mine = pc.is_in(recordings["recording_id"], value_set=rows.entries["recording_id"].combine_chunks())
         recordings = recordings.filter(mine)
     rows.db.register("recordings", recordings)
+    rows.db.execute(_MOMENT)
     rows.db.execute(_ABOUT)
     rows.db.unregister("recordings")
     rows.db.register("stale", rows.store.stale.labels)

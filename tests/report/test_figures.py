@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from scipy.spatial.distance import jensenshannon
@@ -17,9 +20,12 @@ import serpipe
 from serpipe.audio.decode import Decoding
 from serpipe.errors import UsageError
 from serpipe.labels import CANONICAL
-from serpipe.report import clips, embedding_map, episode, figures, picks
+from serpipe.pack import META
+from serpipe.report import build, clips, embedding_map, episode, figures, picks
 from serpipe.report.rows import Rows, opened
+from serpipe.store import parquet, schemas
 from serpipe.store.reading import Store
+from serpipe.store.storage import Storage
 from serpipe.testing.labelled import MadeUpModel, write_labelled_store
 
 
@@ -164,3 +170,78 @@ def test_replaced_labels_are_not_counted(tmp_path: Path) -> None:
     assert len(store.entries) == 4
     with opened(store) as found:
         assert [model.segments for model in figures.models(found)] == [6]
+
+
+DAY = datetime(2026, 1, 15)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("Thu, 15 Jan 2026 08:00:00 +0000", DAY.replace(hour=8)),
+        ("Mon, 15 Jan 2026 08:00:00 GMT", DAY.replace(hour=8)),
+        ("15 Jan 2026 23:30:00 -0500", datetime(2026, 1, 16, 4, 30)),
+        ("20260115", DAY),
+        ("1768464000", DAY.replace(hour=8)),
+        ("1768464000.5", DAY.replace(hour=8, microsecond=500_000)),
+        ("1768464000500", DAY.replace(hour=8, microsecond=500_000)),
+        ("15.01.2026", DAY),
+        (" 15.01.2026 08:00 ", DAY.replace(hour=8)),
+        ("15 January 2026", DAY),
+        ("2026-01-15", DAY),
+        ("2026-01-15T08:00:00Z", DAY.replace(hour=8)),
+        ("2026-01", DAY.replace(day=1)),
+        ("03/04/2026", None),
+        ("99999999999999999999", None),
+        ("episode 7", None),
+        ("", None),
+    ],
+)
+def test_dates_are_read_as_owners_write_them(
+    text: str, moment: datetime | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    root = str(tmp_path / "s")
+    _dated(root, [("pubdate", text)])
+    with opened(serpipe.open(root)) as found:
+        (row,) = found.all("SELECT dated, dated_by, seen FROM about")
+    assert (row["dated"], row["dated_by"]) == (moment, moment and "pubdate")
+    assert row["seen"] == datetime(2030, 1, 1)
+
+
+def test_it_is_said_which_dates_count(tmp_path: Path) -> None:
+    root = str(tmp_path / "s")
+    _dated(
+        root,
+        [("date", "2026-01-15"), ("pubdate", "garbage")],
+        [("date", "soon"), ("pubdate", "Fri, 16 Jan 2026 08:00:00 GMT")],
+        [("date", "soon")],
+        [("speaker", "x")],
+    )
+    with opened(serpipe.open(root)) as found:
+        assert figures.dates(found) == {
+            "by": [{"name": "date", "n": 1}, {"name": "pubdate", "n": 1}],
+            "without": 2,
+            "unread": 1,
+            "example": {"name": "date", "text": "soon"},
+        }
+    text = " ".join(re.sub("<[^>]+>", "", Path(build(root, str(tmp_path / "r.html"))).read_text()).split())
+    assert "column date of 1 recordings, column pubdate of 1 recordings. 2 have none and are not in this chart." in text
+    assert "1 have one that is no date this page can read, such as date “soon”" in text
+
+
+def test_a_store_without_dates_says_so(tmp_path: Path) -> None:
+    root = str(tmp_path / "s")
+    _dated(root, [("speaker", "x")])
+    text = Path(build(root, str(tmp_path / "r.html"))).read_text()
+    assert "No recording has a date of its owner's, as a column date, published" in text.replace("&#39;", "'")
+
+
+def _dated(root: str, *metas: list[tuple[str, str]]) -> None:
+    """A made-up store whose recordings have the owner's columns."""
+    write_labelled_store(root, [MadeUpModel(name="one")], recordings=len(metas), segments=2, per_commit=99)
+    storage = Storage(root)
+    (name,) = storage.list("recordings/")
+    table = parquet.read(storage, [name], schemas.RECORDINGS)
+    table = table.set_column(table.schema.get_field_index("meta"), "meta", pa.array(metas, META))
+    parquet.write(storage, name, table, schemas.RECORDINGS, {})
