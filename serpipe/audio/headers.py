@@ -155,6 +155,6 @@ def _stated(path: str) -> float | None:
     for backend in backends_for(magic):
         try:
             return open_track(path, backend).header.claimed_s
-        except Undecodable:
+        except (Undecodable, OSError):
             continue
     return None
