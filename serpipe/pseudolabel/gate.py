@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serpipe.evaluate import BINS, Answers, Measure, Statistic, difference, evaluate, measured, recalls
+from serpipe.pseudolabel.planted import Planted
 
 Floats = NDArray[np.float64]
 
 CORPUS = "corpus"
 GROUPS = ("gender", "sex", "language", "lang")
 """The owner's columns by whose values a student must not become more unequal."""
+
+PLANTED = 20
+"""Kept clips of planted gold, at least, to speak of how often they are right."""
 
 SLICES = (CORPUS, *GROUPS)
 """The owner's columns that gates look at."""
@@ -36,6 +40,9 @@ class Limits:
         recall: largest loss of recall in any one class.
         gap: largest growth of the distance between the best and the worst group's UA.
         tail: largest loss of the `TAIL`th percentile of the speakers' UA.
+        precision: least share of right labels among planted gold that would have been kept; or
+        sharpening: by how much that share is above that of all planted gold. Where nearly all labels are right there is
+            nothing to win, and on natural speech, where people disagree, no filter reaches the first.
         ece: largest calibration error, or what a perfectly calibrated model would show by chance on as many clips.
         drift: largest Jensen-Shannon divergence, in nats, of the labels' shares on unlabelled canaries.
         flips: largest share of canaries that change their label though the teachers were sure of it.
@@ -50,6 +57,8 @@ class Limits:
     recall: float = 0.05
     gap: float = 0.02
     tail: float = 0.03
+    precision: float = 0.85
+    sharpening: float = 0.1
     ece: float = 0.05
     drift: float = 0.02
     flips: float = 0.05
@@ -233,6 +242,21 @@ def chance_ece(answers: Answers, count: int, *, seed: int = 0) -> float:
     return float(np.percentile(np.abs(gaps).sum(axis=0) / len(confidence), 95))
 
 
+def precise(planted: Planted | None, limits: Limits) -> Verdict:
+    """What the generation keeps is right often enough, or more often than what it was chosen from."""
+    if planted is None or planted.kept < PLANTED:
+        there = planted.kept if planted else 0
+        why = f"of the gold that judges {there} clips would have been kept, and it takes {PLANTED}"
+        return Verdict(gate="planted", passed=None, why=why)
+    kept, all_of_it = planted.precision, planted.unfiltered
+    return Verdict(
+        gate="planted",
+        passed=kept >= limits.precision or kept - all_of_it >= limits.sharpening,
+        why=f"of {planted.kept} gold clips that would have been kept {kept:.3f} have the right label, of all "
+        f"{planted.clips} {all_of_it:.3f}; it must be {limits.precision:.2f}, or {limits.sharpening:.2f} above all",
+    )
+
+
 def steady(before: Floats, after: Floats, limits: Limits) -> list[Verdict]:
     """How labels move on unlabelled canaries.
 
@@ -285,7 +309,12 @@ def _jsd(first: Floats, second: Floats) -> float:
 
 
 def judge(
-    student: Answers, alone: Answers, parent: Answers | None, canaries: tuple[Floats, Floats] | None, limits: Limits
+    student: Answers,
+    alone: Answers,
+    parent: Answers | None,
+    canaries: tuple[Floats, Floats] | None,
+    limits: Limits,
+    planted: Planted | None = None,
 ) -> list[Verdict]:
     """Every gate.
 
@@ -295,6 +324,7 @@ def judge(
         parent: the student this generation was taught by, on the same clips; None in a first round.
         canaries: consensus and student's scores on unlabelled segments.
         limits: what is asked.
+        planted: how often labels of gold are right that the generation would have kept.
     """
     verdicts = [
         against_majority(student, limits),
@@ -307,6 +337,7 @@ def judge(
             replace(verdict, gate=f"parent-{verdict.gate}", why=f"against the parent, {verdict.why}")
             for verdict in _unharmed(student, parent, limits)
         ]
+    verdicts.append(precise(planted, limits))
     if canaries is None:
         verdicts.append(Verdict(gate="canaries", passed=None, why="the generation has no rows to watch"))
     else:

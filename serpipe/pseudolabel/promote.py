@@ -21,6 +21,7 @@ from serpipe.models.registry import ModelRef
 from serpipe.pseudolabel import gate, generation, schemas, sources, student
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel.arrays import by_id, seeded, words
+from serpipe.pseudolabel.planted import measure
 from serpipe.pseudolabel.scoring import score, scores_of, stored
 from serpipe.store import runs
 from serpipe.store.reading import Store
@@ -96,7 +97,8 @@ def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = 
     classes = _shared(heard, clips, read.location)
     answers = {what: _answers(opened, audio, model, clips, classes) for what, model in heard.items()}
     canaries = _canaries(opened, audio, record, heard["student"])
-    verdicts = gate.judge(answers["student"], answers["gold-only"], answers.get("parent"), canaries, limits)
+    planted = measure(opened.storage, number, record["thresholds"], clips)
+    verdicts = gate.judge(answers["student"], answers["gold-only"], answers.get("parent"), canaries, limits, planted)
     made = Promotion(
         generation=number,
         status="refused" if any(verdict.passed is False for verdict in verdicts) else "promoted",

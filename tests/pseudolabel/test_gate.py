@@ -8,6 +8,7 @@ import pytest
 from serpipe.evaluate import Answers
 from serpipe.pseudolabel import gate
 from serpipe.pseudolabel.gate import Limits, Verdict
+from serpipe.pseudolabel.planted import Planted
 
 CLASSES = ("anger", "happiness", "neutral", "sadness")
 LIMITS = Limits(count=300)
@@ -48,8 +49,9 @@ def test_better_in_every_respect_passes_every_gate() -> None:
     student = answering(share(0.6) | share(0.5, 1))
     soft = np.full((50, 4), 0.1) + 0.6 * np.eye(4)[np.arange(50) % 4]
     found = ask(student, alone, alone, (soft, soft))
-    assert [name for name, verdict in found.items() if verdict.passed is not True and name != "flips"] == []
-    assert found["flips"].passed is None
+    not_asked = {"flips", "planted"}
+    assert [name for name, verdict in found.items() if verdict.passed is not True and name not in not_asked] == []
+    assert found["flips"].passed is found["planted"].passed is None
     assert all(verdict.why for verdict in found.values())
 
 
@@ -141,6 +143,26 @@ def test_an_average_does_not_hide_the_speakers_who_are_recognised_worst() -> Non
     assert ask(answering(share(0.6) | share(0.5, 1)), alone)["speakers"].passed is True
     few = np.arange(80)
     assert ask(student.take(few), alone.take(few))["speakers"].passed is None
+
+
+@pytest.mark.parametrize(
+    ("right", "kept_right", "passed"),
+    [(60, 36, True), (60, 28, False), (36, 28, True), (90, 36, True), (90, 33, False)],
+)
+def test_what_a_generation_keeps_must_be_right(right: int, kept_right: int, passed: bool) -> None:
+    """Of 100 planted clips 40 would have been kept: 85 % of them right, or 10 points more than of all."""
+    planted = Planted(clips=100, right=right, kept=40, kept_right=kept_right)
+    found = gate.precise(planted, LIMITS)
+    assert found.passed is passed
+    assert f"{kept_right / 40:.3f}" in found.why
+    alone = answering(share(0.6))
+    asked = gate.judge(alone, alone, None, None, LIMITS, planted)
+    assert found in asked
+
+
+def test_few_planted_clips_say_nothing() -> None:
+    assert gate.precise(Planted(clips=100, right=10, kept=19, kept_right=0), LIMITS).passed is None
+    assert gate.precise(None, LIMITS).passed is None
 
 
 def test_an_average_does_not_hide_a_class() -> None:
