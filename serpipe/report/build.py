@@ -18,11 +18,11 @@ from serpipe.store.reading import open as open_store
 from serpipe.store.runs import compared
 from serpipe.store.storage import Storage
 
-PER_CLASS, PER_FEED = 2, 1
+PER_CLASS, PER_OTHER = 2, 1
 """Clips of each kind."""
 
-CLASSES = 10
-"""Classes and feeds with clips."""
+GROUPS = figures.FEEDS
+"""Classes, feeds and stretches of time with clips: as many as the table of feeds has rows."""
 
 OFTEN = 0.02
 """Share of the segments from which on a class is drawn on the arousal-valence plane."""
@@ -124,25 +124,28 @@ def _named(
     """What a model that names emotions has to say."""
     name, order = primary.name, list(primary.names)
     colours = {said: every_colour[said] for said in order}
-    time = figures.over_time(rows, name)
+    time = figures.along(rows)
+    shares = figures.over_time(rows, name, time)
     confidence = figures.confidences(rows, name)
     drawn = embedding_map.draw(rows, name)
     chosen = episode.choose(rows, name, plane_of.name if plane_of else None)
     feeds = figures.feeds(rows, name)
+    moments = list(dict.fromkeys(row["moment"] for row in shares))
     groups = {
         "class": picks.of_classes(rows, name, count=PER_CLASS),
-        "feed": picks.of_feeds(rows, name, [row["feed"] for row in feeds if "feed" in row][:CLASSES], count=PER_FEED),
+        "feed": picks.of_feeds(rows, name, [row["feed"] for row in feeds if "feed" in row], count=PER_OTHER),
+        "time": picks.of_times(rows, name, time.moment, _some(moments), count=PER_OTHER),
     }
-    groups["class"] = {said: groups["class"][said] for said in order[:CLASSES] if said in groups["class"]}
+    groups["class"] = {said: groups["class"][said] for said in order[:GROUPS] if said in groups["class"]}
     every = [pick for group in groups.values() for kinds in group.values() for some in kinds.values() for pick in some]
     heard = clips.cut(_spans(rows, every, chosen))
     return {
         "classes": figures.classes(rows),
         "feeds": feeds,
-        "time": time,
+        "time": {"by": time.by, "step": time.step, "rows": shares, "moments": len(moments)},
         "dates": figures.dates(rows) | {"columns": DATES},
-        "time_table": _pivoted(time["rows"], order),
-        "time_chart": charts.over_time("time", time["rows"], colours, _TIME[time["by"]].format(step=time["step"])),
+        "time_table": _pivoted(shares, order),
+        "time_chart": charts.over_time("time", shares, colours, _TIME[time.by].format(step=time.step)),
         "confidence": confidence,
         "confidence_chart": charts.histogram("sure", confidence, f"confidence of {redact(name)}"),
         "map": drawn,
@@ -151,6 +154,18 @@ def _named(
         "groups": groups,
         "clips": heard,
     }
+
+
+def _some(moments: list[str]) -> list[str]:
+    """Those with clips, evenly spread, the first and the last among them.
+
+    Examples:
+        >>> _some([f"{day:02}" for day in range(1, 31)])
+        ['01', '04', '06', '09', '12', '14', '17', '19', '22', '25', '27', '30']
+    """
+    if len(moments) <= GROUPS:
+        return moments
+    return [moments[round(place * (len(moments) - 1) / (GROUPS - 1))] for place in range(GROUPS)]
 
 
 def _undisputed(named: list[figures.Model]) -> str:

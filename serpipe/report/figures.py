@@ -107,22 +107,42 @@ def feeds(rows: Rows, model: str) -> list[dict[str, Any]]:
     ] + ([{"others": len(largest) - FEEDS}] if len(largest) > FEEDS else [])
 
 
-def over_time(rows: Rows, model: str) -> dict[str, Any]:
-    """Shares by class over time: by the owner's dates, else by when recordings were first seen, else within them.
+@dataclass(frozen=True, slots=True)
+class Time:
+    """What labels are set out along.
 
-    Returns:
-        `by` (`dated`, `seen` or `place`), `step`, and `rows` of `moment`, `said`, `n`, `share`, sorted by `moment`.
+    Attributes:
+        by: `dated`, the owner's dates; `seen`, when recordings were first seen; `place`, the place in them.
+        step: `day`, `week`, `month`, `year`; of places `tenth`.
+        moment: SQL that names a label's step, so that names sort by time; null where it has none.
     """
+
+    by: str
+    step: str
+    moment: str
+
+
+def along(rows: Rows) -> Time:
+    """The best that is known: the owner's dates, else when recordings were first seen, else the place in them."""
     for column in ("dated", "seen"):
         (span,) = rows.all(f"SELECT date_diff('day', min({column}), max({column})) AS days FROM about")
         if span["days"]:
             step = next((name for name, days in (("day", 1), ("week", 7)) if span["days"] / days < MOMENTS), "month")
             step = step if span["days"] / 30 < MOMENTS else "year"
-            at = f"strftime(date_trunc('{step}', {column}), '%Y-%m-%d')"
-            return {"by": column, "step": step, "rows": _shares(rows, model, at, f"{column} IS NOT NULL")}
+            return Time(column, step, f"strftime(date_trunc('{step}', {column}), '%Y-%m-%d')")
     tenth = "least(9, floor(10 * start_s / greatest(duration_s, 0.1)))"
-    at = f"format('{{:02d}}–{{:02d}} %', (10 * {tenth})::INT, (10 * {tenth} + 10)::INT)"
-    return {"by": "place", "step": "tenth", "rows": _shares(rows, model, at, "true")}
+    return Time("place", "tenth", f"format('{{:02d}}–{{:02d}} %', (10 * {tenth})::INT, (10 * {tenth} + 10)::INT)")
+
+
+def over_time(rows: Rows, model: str, time: Time) -> list[dict[str, Any]]:
+    """Shares by class over time: rows of `moment`, `said`, `n`, `share`, sorted by `moment`."""
+    return rows.all(
+        f"WITH placed AS (SELECT {time.moment} AS moment, said FROM said JOIN about USING (recording_id) "
+        "WHERE model = ? AND said IS NOT NULL) "
+        "SELECT moment, said, count(*) AS n, count(*) / sum(count(*)) OVER (PARTITION BY moment) AS share "
+        "FROM placed WHERE moment IS NOT NULL GROUP BY moment, said ORDER BY moment, n DESC, said",
+        model,
+    )
 
 
 def dates(rows: Rows) -> dict[str, Any]:
@@ -140,16 +160,6 @@ def dates(rows: Rows) -> dict[str, Any]:
         "SELECT dated_by AS name, count(*) AS n FROM about WHERE dated IS NOT NULL GROUP BY ALL ORDER BY n DESC, name"
     )
     return {"by": by, **counts}
-
-
-def _shares(rows: Rows, model: str, at: str, where: str) -> list[dict[str, Any]]:
-    return rows.all(
-        f"WITH placed AS (SELECT {at} AS moment, said FROM said JOIN about USING (recording_id) "
-        f"WHERE model = ? AND said IS NOT NULL AND {where}) "
-        "SELECT moment, said, count(*) AS n, count(*) / sum(count(*)) OVER (PARTITION BY moment) AS share "
-        "FROM placed GROUP BY moment, said ORDER BY moment, n DESC, said",
-        model,
-    )
 
 
 def confidences(rows: Rows, model: str) -> list[dict[str, Any]]:

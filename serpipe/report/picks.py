@@ -1,4 +1,4 @@
-"""Which segments are worth hearing: the most certain, the most doubtful, the most disputed of each class and feed."""
+"""Which segments are worth hearing: the most certain, doubtful and disputed of each class, feed and stretch of time."""
 
 from __future__ import annotations
 
@@ -64,10 +64,22 @@ def of_classes(rows: Rows, model: str, *, count: int) -> dict[str, dict[str, lis
 
 def of_feeds(rows: Rows, model: str, feeds: list[str], *, count: int) -> dict[str, dict[str, list[Pick]]]:
     """By feed, then kind."""
-    if not feeds:
+    return _of(rows, model, "feed", feeds, count)
+
+
+def of_times(
+    rows: Rows, model: str, moment: str, moments: list[str], *, count: int
+) -> dict[str, dict[str, list[Pick]]]:
+    """By moment, as `serpipe.report.figures.Time` names it in SQL, then kind."""
+    return _of(rows, model, moment, moments, count)
+
+
+def _of(rows: Rows, model: str, group: str, names: list[str], count: int) -> dict[str, dict[str, list[Pick]]]:
+    """Of groups by name that recordings belong to."""
+    if not names:
         return {}
-    found = _picked(rows, model, "feed", count, feeds)
-    return {feed: found[feed] for feed in feeds if feed in found}
+    found = _picked(rows, model, group, count, names)
+    return {name: found[name] for name in names if name in found}
 
 
 def _picked(
@@ -79,10 +91,10 @@ def _picked(
         chosen = rows.all(
             f"WITH mine AS (SELECT segment_id, {group} AS grouped, confidence, margin"
             f"{', jsd' if kind == 'disputed' else ''} FROM said "
-            f"{'JOIN about USING (recording_id) ' if group == 'feed' else ''}"
+            f"{'JOIN about USING (recording_id) ' if only else ''}"
             f"{'JOIN disputed USING (segment_id) ' if kind == 'disputed' else ''}"
             f"WHERE model = ? AND said IS NOT NULL AND end_s - start_s >= ? "
-            f"{'AND list_contains(?, feed)' if only else ''}), "
+            f"{f'AND list_contains(?, {group})' if only else ''}), "
             f"ranked AS (SELECT *, row_number() OVER (PARTITION BY grouped ORDER BY {order}, segment_id) AS place, "
             f"count(*) OVER (PARTITION BY grouped) AS many FROM mine), "
             f"few AS (SELECT grouped, segment_id FROM ranked "

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -60,12 +60,13 @@ def test_feeds_are_the_owners_word_or_the_folder(rows: Rows, plain: Store) -> No
 def test_time_is_the_owners_date(rows: Rows, plain: Store) -> None:
     dates = {row["recording_id"]: dict(row["meta"])["date"] for row in plain.recordings().to_pylist()}
     expected = Counter(dates[owner] for owner in plain.predictions("embedded")["recording_id"].to_pylist())
-    found = figures.over_time(rows, "embedded")
+    time = figures.along(rows)
+    found = figures.over_time(rows, "embedded", time)
     counts: Counter[str] = Counter()
-    for row in found["rows"]:
+    for row in found:
         counts[row["moment"]] += row["n"]
-    assert (found["by"], found["step"], counts) == ("dated", "day", expected)
-    assert sum(row["share"] for row in found["rows"]) == pytest.approx(len(expected))
+    assert (time.by, time.step, counts) == ("dated", "day", expected)
+    assert sum(row["share"] for row in found) == pytest.approx(len(expected))
 
 
 def test_disagreement_is_the_jensen_shannon_divergence(rows: Rows, plain: Store) -> None:
@@ -240,8 +241,44 @@ def test_a_store_without_dates_says_so(tmp_path: Path) -> None:
 def _dated(root: str, *metas: list[tuple[str, str]]) -> None:
     """A made-up store whose recordings have the owner's columns."""
     write_labelled_store(root, [MadeUpModel(name="one")], recordings=len(metas), segments=2, per_commit=99)
+    _told(root, metas)
+
+
+def _told(root: str, metas: Sequence[list[tuple[str, str]]]) -> None:
     storage = Storage(root)
     (name,) = storage.list("recordings/")
     table = parquet.read(storage, [name], schemas.RECORDINGS)
-    table = table.set_column(table.schema.get_field_index("meta"), "meta", pa.array(metas, META))
+    table = table.set_column(table.schema.get_field_index("meta"), "meta", pa.array(list(metas), META))
     parquet.write(storage, name, table, schemas.RECORDINGS, {})
+
+
+@pytest.mark.parametrize("by", ["dated", "place"])
+def test_every_group_has_clips(by: str, tmp_path: Path) -> None:
+    """More feeds, days and classes than have rows; and one day, where the place in a recording stands for time."""
+    root, names = str(tmp_path / "s"), ("anger", "happiness", "sadness", "neutral")
+    days = [f"2026-01-{1 + number:02d}" for number in range(28)]
+    write_labelled_store(root, [MadeUpModel(name="one")], recordings=28, segments=20, feeds=14, per_commit=99)
+    if by == "dated":
+        _told(root, [[("date", day)] for day in days])
+    text = Path(build(root, str(tmp_path / "r.html"))).read_text()
+    listed = re.findall(r'<details class="group"[^>]*>\s*<summary>(.*?)</summary>', text, re.DOTALL)
+    groups = [re.sub("<[^>]+>", "", name).strip() for name in listed]
+    assert set(names) <= set(groups[:7])
+    feeds = re.search(r'<table class="heat">.*?<tbody>(.*?)</tbody>', text, re.DOTALL)
+    assert feeds is not None
+    rows = re.findall(r'<th scope="row"[^>]*>(.*?)</th>', feeds[1])
+    assert len(rows) == figures.FEEDS
+    assert [name for name in groups if name in rows] == rows
+    moments = [name for name in groups if name.startswith("2026-") or name.endswith("%")]
+    if by == "dated":
+        assert len(moments) == 12
+        assert (moments[0], moments[-1]) == (days[0], days[-1])
+        assert "12 of 28, evenly spread" in text
+    else:
+        assert moments == [f"{start:02d}–{start + 10:02d} %" for start in range(0, 100, 10)]
+
+
+def test_one_feed_can_be_heard(tmp_path: Path) -> None:
+    root = str(tmp_path / "s")
+    write_labelled_store(root, [MadeUpModel(name="one")], recordings=2, segments=4, feeds=1)
+    assert "Listen by feed" in Path(build(root, str(tmp_path / "r.html"))).read_text()
