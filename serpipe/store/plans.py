@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serpipe.manifest.schemas import RECORDINGS as CATALOGUE
-from serpipe.store import layout
+from serpipe.store import layout, parquet
 from serpipe.store.storage import Storage
 
 SETTLED = pa.struct(
@@ -103,7 +103,7 @@ def read_task(storage: Storage, run: str, task: int) -> pa.Table:
     name = layout.plan(run, piece)
 
     def rows() -> pa.Table:
-        with storage.fs.open(storage.path(name), "rb") as file:
+        with storage.fs.open(storage.path(name), "rb") as file, parquet.damage_told(storage, name):
             return pq.ParquetFile(file).read_row_group(group)
 
     return storage.carefully(name, rows)
@@ -118,6 +118,11 @@ def tasks(storage: Storage, run: str, columns: Sequence[str] | None = None) -> I
         columns: the columns wanted; all by default.
     """
     for place in range(len(storage.list(layout.plan(run).removesuffix(".parquet")))):
-        file = pq.ParquetFile(pa.BufferReader(storage.get(layout.plan(run, place))))
+        name = layout.plan(run, place)
+        data = pa.BufferReader(storage.get(name))
+        with parquet.damage_told(storage, name):
+            file = pq.ParquetFile(data)
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns)
+            with parquet.damage_told(storage, name):
+                rows = file.read_row_group(group, columns=columns)
+            yield rows

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe.errors import StoreError
-from serpipe.store import damage, layout, lease, ledger, parquet, reasons, rewrite, runs, schemas
+from serpipe.store import beside, damage, layout, lease, ledger, parquet, reasons, rewrite, runs, schemas
 from serpipe.store.damage import UNITS, Finding
 from serpipe.store.look import TABLES, Seen, look
 from serpipe.store.rowsets import having, lacking, tuples
@@ -30,7 +30,7 @@ class Verified:
     """What a verification found.
 
     Attributes:
-        files: looked at.
+        files: looked at, those of runs and generations among them.
         size: their bytes.
         predictions: rows of predictions in them.
         entries: of the ledger.
@@ -63,7 +63,9 @@ def verify(storage: Storage) -> Verified:
     seen = list(_looked_at(storage, names))
     judged.close()
     whole = [found for found in seen if found.code is None]
-    if any(found.drop for found in broken):
+    aside = beside.look(storage, judged.open)
+    broken += aside.findings
+    if any(found.file.startswith("ledger/") for found in broken):
         entries = _rebuilt(entries, whole)
     if interrupted:
         findings = [*broken, *_of_files(seen, entries, half_done=True)]
@@ -83,8 +85,8 @@ def verify(storage: Storage) -> Verified:
     findings.sort(key=lambda found: (found.file, found.code))
     damage.mark(storage, findings)
     return Verified(
-        files=len(seen),
-        size=sum(found.size for found in seen),
+        files=len(seen) + aside.files,
+        size=sum(found.size for found in seen) + aside.size,
         predictions=sum(found.rows for found in whole if found.table == "predictions"),
         entries=entries.num_rows,
         findings=tuple(findings),
@@ -121,14 +123,14 @@ class _Judged:
         self.runs, self.damaged = runs.readable(storage)
         self._before = {run.run_id for run in self.runs}
         # A run whose record cannot be read may not have ended.
-        self._open = {run.run_id for run in self.runs if run.open} | set(self.damaged)
+        self.open = {run.run_id for run in self.runs if run.open} | set(self.damaged)
 
     def close(self) -> None:
         now, damaged = runs.readable(self._storage)
-        self._open |= {run.run_id for run in now if run.open or run.run_id not in self._before} | set(damaged)
+        self.open |= {run.run_id for run in now if run.open or run.run_id not in self._before} | set(damaged)
 
     def __contains__(self, commit: str) -> bool:
-        return not any(commit.startswith(f"{run}-") for run in self._open)
+        return not any(commit.startswith(f"{run}-") for run in self.open)
 
 
 def _looked_at(storage: Storage, names: list[str]) -> Iterator[Seen]:

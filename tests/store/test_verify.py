@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from serpipe.cli import main
+from serpipe.engine import catalogue
 from serpipe.errors import StoreError
-from serpipe.store import commit, damage, layout, ledger, mend, parquet, rewrite, runs, schemas
+from serpipe.manifest import open_manifest
+from serpipe.pseudolabel import schemas as generations
+from serpipe.store import commit, damage, layout, ledger, mend, parquet, rewrite, runs, schemas, summary
 from serpipe.store.gc import gc
 from serpipe.store.lease import Lease
 from serpipe.store.reading import Store
@@ -50,6 +54,7 @@ def test_a_whole_store_is_clean() -> None:
     assert found.findings == ()
     tables = ("recordings", "segments", "predictions", "embeddings", "frames", "quarantine")
     names = [name for table in tables for name in before if name.startswith(f"{table}/")]
+    names += [name for name in before if name.startswith("runs/") and name.endswith(".parquet")]
     assert found.files == len(names)
     assert found.size == sum(len(before[name]) for name in names)
     assert found.predictions == len(contents(storage)[0]["predictions"])
@@ -300,6 +305,63 @@ def test_a_compacted_ledger_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contents(storage) == calm
     ledger.compact(storage)
     assert contents(storage) == calm
+
+
+@pytest.mark.parametrize("harm", [cut, flipped, emptied, swapped])
+def test_a_catalogue_that_is_damaged_is_made_again(harm: Callable[[Storage, str], None], tmp_path: Path) -> None:
+    """All of it, for half a catalogue would be recordings that no run ever meets."""
+    world, storage = two_runs()
+    (tmp_path / "m.csv").write_text("uri\n/feed/long.wav\n")
+    manifest = open_manifest(str(tmp_path / "m.csv"))
+    run = runs.load(storage)[0]
+    runs.save(storage, replace(run, asked={"manifest_fingerprint": manifest.fingerprint}))
+    for bucket in range(2):
+        name = f"runs/{run.run_id}/catalogue/{bucket:05d}.parquet"
+        rows = world.catalogue().slice(bucket * 2, 2)
+        parquet.write(storage, name, rows, catalogue.STORED, {"signed": "no"})
+    assert verify(storage).findings == ()
+    stored = catalogue.unchanged(storage, manifest)
+    assert stored is not None
+    assert sum(part().num_rows for part in stored.parts) == 4
+    harm(storage, name)
+    found = verify(storage)
+    assert codes(found) == {"RUN_DAMAGED"}
+    assert {finding.file for finding in found.findings} == set(storage.list(f"runs/{run.run_id}/catalogue/"))
+    if harm is cut:
+        with pytest.raises(StoreError, match=rf"STORE_DAMAGED: .*{name} cannot be read.*`serpipe verify"):
+            catalogue.unchanged(storage, manifest)
+    assert mended(storage, world) == mend.Mended(2, 0, 2)
+    assert catalogue.unchanged(storage, manifest) is None
+    assert verify(storage).findings == ()
+
+
+def test_a_plan_that_is_damaged_is_told_and_goes() -> None:
+    world, storage = two_runs()
+    for name in storage.list("runs/"):
+        if name.endswith("plan.parquet"):
+            cut(storage, name)
+    with pytest.raises(StoreError, match=r"STORE_DAMAGED: .*plan\.parquet cannot be read.*`serpipe verify"):
+        summary.status(Store(storage))
+    assert codes(verify(storage)) == {"RUN_DAMAGED"}
+    mended(storage, world)
+    assert summary.status(Store(storage)).recordings == 3
+    assert verify(storage).findings == ()
+
+
+def test_pseudo_labels_that_are_damaged_are_told() -> None:
+    _, storage = two_runs()
+    rows = generations.PSEUDO_LABELS.empty_table()
+    for place in range(2):
+        parquet.write(storage, generations.part(1, place), rows, generations.PSEUDO_LABELS, {})
+    cut(storage, generations.part(1, 1))
+    assert verify(storage).findings == (), "it was not made to its end"
+    storage.put(generations.record(1), b"{}")
+    (finding,) = verify(storage).findings
+    assert (finding.code, finding.file) == ("GENERATION_DAMAGED", generations.part(1, 1))
+    assert "`serpipe pseudolabel`" in finding.message
+    storage.put(generations.record(1), b"{")
+    assert len(verify(storage).findings) == 2
+    assert not storage.exists(damage.MARKS)
 
 
 def test_a_passport_that_is_gone_is_told() -> None:
