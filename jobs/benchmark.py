@@ -62,12 +62,13 @@ def main(
             "--save keeps one whole measurement of one machine and day; leave --part and --figures out"
         )
     if figures is None:
-        taken = measured(parts or PARTS, quick=quick)
+        hour = price(price_core_hour, price_gpu_hour)
+        taken = {part: [*rows, *costs(rows, hour)] for part, rows in measured(parts or PARTS, quick=quick).items()}
     else:
         taken = {"figures": [Figure(**row) for row in json.loads(figures.read_text())]}
     found = reference.now(taken, quick=quick)
     rows = list(found.figures.values())
-    show(found, rows, price_core_hour=price_core_hour, price_gpu_hour=price_gpu_hour)
+    show(found, rows)
     if out is not None:
         out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     worse = worse_twice(rows, held, parts or PARTS, quick=quick, again=figures is None) if check and held else []
@@ -113,18 +114,33 @@ def measured(parts: tuple[str, ...], *, quick: bool) -> dict[str, list[Figure]]:
     return taken
 
 
-def show(found: reference.Reference, rows: list[Figure], *, price_core_hour: float, price_gpu_hour: float) -> None:
-    """Print the table, the machine, and what labelling costs there."""
+def show(found: reference.Reference, rows: list[Figure]) -> None:
+    """Print the table and the machine."""
     table = [["figure", "value", "wanted", "spread", "speed"], *map(reference.cells, rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"{found.date}, {found.machine}")
-    hour = price(price_core_hour, price_gpu_hour)
-    for row in rows:
-        if row.name.startswith(END_TO_END):
-            name, hours = row.name.removeprefix(END_TO_END), 1000 / row.median
-            print(f"1,000 hours with {name}: {hours:.2f} hours of this machine at {hour:.2f}, {hours * hour:.2f}")
+
+
+def costs(rows: list[Figure], hour: float) -> list[Figure]:
+    """What labelling a thousand hours costs here, of each figure that is the speed of a whole run.
+
+    Args:
+        rows: figures of a part.
+        hour: price of an hour of this machine.
+    """
+    return [
+        Figure(
+            name=f"{reference.COST}{row.name.removeprefix(END_TO_END)}",
+            ratio=1000 / row.median * hour,
+            median=1000 / row.median * hour,
+            spread=None,
+            unit=f"at {hour:.2f} an hour",
+        )
+        for row in rows
+        if row.name.startswith(END_TO_END)
+    ]
 
 
 def price(core_hour: float, gpu_hour: float) -> float:

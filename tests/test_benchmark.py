@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT / "jobs"))
 
 import benchmark
-from benchmarks import bare, material, reference
+from benchmarks import bare, decode, material, reference, resources
 from benchmarks.figures import Figure, figure, take_turns
 
 HERE = "2 cores of a processor"
@@ -140,6 +140,29 @@ def check(figures: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
+REQUIRED = (
+    "decode/bare",
+    "decode-isolated/bare",
+    "vad-x-realtime",
+    "adapter/model",
+    "end-to-end/parts:hubert-large",
+    "end-to-end/parts:embedded",
+    "peer/transformers",
+    "peer/funasr",
+    "peer/ray-data",
+)
+"""Names that others read `--json` by."""
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_every_figure_that_others_read_is_wanted_and_checked_in(name: str) -> None:
+    held = reference.of((ROOT / "infra/benchmark.json").read_text())
+    assert reference.WANTED[name] > 0
+    found = held.figures[name]
+    assert found.ratio > 0 < found.median
+    assert set(asdict(found)) == {"name", "ratio", "median", "spread", "unit"}
+
+
 def test_arms_take_turns_and_each_round_gives_a_ratio() -> None:
     order: list[str] = []
 
@@ -153,6 +176,66 @@ def test_arms_take_turns_and_each_round_gives_a_ratio() -> None:
     assert figure("ours/theirs", speeds["ours"], speeds["theirs"]) == Figure(
         name="ours/theirs", ratio=2.0, median=4.0, spread=1.25, unit="audio s/s"
     )
+
+
+def test_one_round_has_no_spread() -> None:
+    """Or a table would show as steady what was measured once."""
+    once = figure("a/b", [3.0], [2.0])
+    assert once.spread is None
+    assert reference.cells(once)[3] == ""
+    assert reference.cells(figure("a/b", [3.0, 3.0], [2.0, 2.0]))[3] == "0%"
+
+
+def test_what_a_thousand_hours_cost_is_a_figure_and_is_not_held() -> None:
+    rows = [ratio("decode/bare", 0.9), ratio("end-to-end/parts:embedded", 0.9)]
+    (cost,) = benchmark.costs(rows, 0.08)
+    assert (cost.name, cost.ratio, cost.spread) == ("cost/1000-hours:embedded", pytest.approx(1000 / 300 * 0.08), None)
+    was = replace(WAS, parts={"pipeline:embedded": [cost]})
+    assert reference.regressions([], was, machine=HERE) == []
+
+
+def test_memory_of_a_process_that_nobody_saw_is_not_nothing() -> None:
+    """Where Ray gives its workers other names, 0 MB would be told."""
+    assert resources.memory("memory/model", {"memory/model": 3 << 20}, "memory/model").ratio == 3.0
+    with pytest.raises(RuntimeError, match="'_Predict' in its command line was seen"):
+        resources.memory("memory/model", {"memory/driver": 3 << 20}, "memory/model")
+
+
+def test_every_format_is_decoded_against_its_bare_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part `decode` at its smallest: each figure that the table promises, and none that is not of this world."""
+    monkeypatch.setattr(decode, "LEAST_S", 0.01)
+    found = {one.name: one for one in decode.measured(seconds=2.0, rounds=1)}
+    wanted = {f"{title}/bare" for title in ("decode", "decode-isolated", "decode-stage")}
+    wanted |= {f"{title}:{name}" for title in wanted for name in decode.FORMATS}
+    assert set(found) == wanted | {"decode/bare-pyav:opus", "vad-x-realtime"}
+    assert all(one.ratio > 0 and one.median > 10 for one in found.values())
+    assert found["decode/bare"].ratio < 3
+
+
+@pytest.mark.slow
+def test_the_whole_and_what_it_takes_are_measured() -> None:
+    """The parts `pipeline` and `resources` at their smallest."""
+    code = (
+        "import sys, tempfile; sys.path[:0] = sys.argv[1:]\n"
+        "from dataclasses import asdict, replace\n"
+        "from pathlib import Path\n"
+        "import json\n"
+        "from benchmarks import material, pipeline, resources\n"
+        "from serpipe.engine.cluster import joined\n"
+        "work = replace(pipeline.work_of('embedded', quick=True), seconds=600.0)\n"
+        "with joined(None), tempfile.TemporaryDirectory() as place:\n"
+        "    found = pipeline.figures_of(work, Path(place), rounds=1, both_dtypes=False)\n"
+        "print(json.dumps([asdict(one) for one in [*found, *resources.measured(files=1)]]))\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "jobs"), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = {one["name"]: one for one in json.loads(done.stdout.splitlines()[-1])}
+    wanted = {"end-to-end/parts:embedded", "start-up:embedded", "memory/model:embedded"}
+    assert set(found) == wanted | {*resources.ROLES, "start-up/import", "start-up/ray", "start-up/one-file"}
+    assert all(one["ratio"] > 0 for name, one in found.items() if not name.startswith("start-up:"))
+    assert all(5 < one["ratio"] < 5_000 for name, one in found.items() if name.startswith("memory/"))
+    assert all(one["spread"] is None for one in found.values())
 
 
 def test_utterances_are_together_as_long_as_was_asked() -> None:

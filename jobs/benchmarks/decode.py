@@ -24,7 +24,7 @@ import soxr
 from numpy.typing import NDArray
 
 import serpipe
-from benchmarks.figures import Figure, figure, take_turns
+from benchmarks.figures import Figure, figure, spread_of, take_turns
 from serpipe.audio.child import ChildDecoder
 from serpipe.audio.decode import Decoding
 from serpipe.audio.speech import SpeechDetector
@@ -54,13 +54,17 @@ Arm = Callable[[], int]
 
 def measure(*, quick: bool) -> list[Figure]:
     """Figures of each format and of all together, of the whole decode stage, and of voice detection."""
-    rounds = 3 if quick else 15
+    return measured(seconds=120.0 if quick else 600.0, rounds=3 if quick else 15)
+
+
+def measured(*, seconds: float, rounds: int) -> list[Figure]:
+    """The same of recordings of so many seconds, in so many rounds."""
     with tempfile.TemporaryDirectory(prefix="benchmark-decode-") as place, ChildDecoder() as child, _one_core():
         speeds = {
             name: take_turns(_timed(_arms(name, path, child)), rounds=rounds)
-            for name, path in make_files(Path(place), 120.0 if quick else 600.0).items()
+            for name, path in make_files(Path(place), seconds).items()
         }
-        heard = take_turns(_timed({"vad": _hearing(120.0)}), rounds=rounds)["vad"]
+        heard = take_turns(_timed({"vad": _hearing(min(seconds, 120.0))}), rounds=rounds)["vad"]
     bare = {name: one["bare"] for name, one in speeds.items()}
     rows = []
     for title, arm in (("decode/bare", "decode"), ("decode-isolated/bare", "isolated"), ("decode-stage/bare", "stage")):
@@ -69,8 +73,10 @@ def measure(*, quick: bool) -> list[Figure]:
         rows += [figure(f"{title}:{name}", mine[name], bare[name]) for name in FORMATS]
     rows.append(figure("decode/bare-pyav:opus", speeds["opus"]["decode"], speeds["opus"]["pyav"]))
     middle = statistics.median(heard)
-    spread = (max(heard) - min(heard)) / middle
-    return [*rows, Figure(name="vad-x-realtime", ratio=middle, median=middle, spread=spread, unit="x real time")]
+    return [
+        *rows,
+        Figure(name="vad-x-realtime", ratio=middle, median=middle, spread=spread_of(heard), unit="x real time"),
+    ]
 
 
 def _together(speeds: dict[str, list[float]]) -> list[float]:

@@ -19,14 +19,14 @@ class Figure:
         name: as `decode/bare`: what is measured, over what it is held against.
         ratio: median over the rounds of the first's speed over the second's.
         median: median speed of the first.
-        spread: largest less smallest ratio of the rounds, over their median.
+        spread: largest less smallest ratio of the rounds, over their median; None of one round.
         unit: of `median`, as `audio s/s`.
     """
 
     name: str
     ratio: float
     median: float
-    spread: float
+    spread: float | None
     unit: str
 
 
@@ -64,6 +64,16 @@ def figure(name: str, speeds: Sequence[float], against: Sequence[float], *, unit
         name=name,
         ratio=middle,
         median=statistics.median(speeds),
-        spread=(max(ratios) - min(ratios)) / middle,
+        spread=spread_of(ratios),
         unit=unit,
     )
+
+
+def spread_of(values: Sequence[float]) -> float | None:
+    """Largest less smallest over the median; None of one value, which says nothing of it.
+
+    Examples:
+        >>> spread_of([1.0, 1.5, 2.0]), spread_of([1.0])
+        (0.666..., None)
+    """
+    return (max(values) - min(values)) / statistics.median(values) if len(values) > 1 else None

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import serpipe
-from benchmarks import material
+from benchmarks import material, resources
 from benchmarks.bare import label_with_every_core
 from benchmarks.figures import Figure, figure, take_turns
 from benchmarks.peers import auto
@@ -115,8 +115,9 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         both_dtypes: whether float32 is held against the script of plain Ray Data too.
 
     Returns:
-        `end-to-end/parts:NAME`; `start-up:NAME`, seconds of a run that do not grow with its audio; for a Transformers
-        checkpoint `peer/ray-data`, its speed over that of the script.
+        `end-to-end/parts:NAME`; `start-up:NAME`, seconds of a run that do not grow with its audio;
+        `memory/model:NAME`, of a model actor in MB; for a Transformers checkpoint `peer/ray-data`, its speed over that
+        of the script.
     """
     small, middle, large = place / "small", place / "middle", place / "large"
     work.write(small, work.seconds)
@@ -125,7 +126,9 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
     # What the first run brings into memory, the others find there.
     warm = place / "warm"
     work.write(warm, min(work.seconds / TIMES, WARM_S))
+    watch = resources.Watch(os.getpid())
     timed(work, warm)
+    peaks = watch.end()
     fixed: list[float] = []
 
     def pipeline() -> float:
@@ -153,7 +156,11 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         found.append(figure("peer/ray-data", speeds["pipeline"], speeds["peer"]))
     if "float32" in arms:
         found.append(figure("peer/ray-data:float32", speeds["float32"], speeds["peer"]))
-    return [*found, figure(f"start-up:{work.name}", fixed, [1.0] * rounds, unit="s")]
+    return [
+        *found,
+        figure(f"start-up:{work.name}", fixed, [1.0] * rounds, unit="s"),
+        resources.memory(f"memory/model:{work.name}", peaks, "memory/model"),
+    ]
 
 
 def slope(short: tuple[float, float], long: tuple[float, float]) -> float:

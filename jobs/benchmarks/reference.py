@@ -30,6 +30,9 @@ WANTED = {
 }
 """What serpipe wants of its figures on two cores."""
 
+COST = "cost/1000-hours:"
+"""Of what labels an archive: the price of the machine for as long as a thousand hours of audio take."""
+
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 """Between these a page has the table, written by `jobs/benchmark.py --save`."""
 
@@ -97,7 +100,7 @@ def regressions(found: Iterable[Figure], reference: Reference, *, machine: str) 
     """What is worse than it was, a sentence each.
 
     A ratio is held against the reference on any machine, a figure that is no ratio only on the same one. What has no
-    figure any more is worse too. Seconds and megabytes are told and not held.
+    figure any more is worse too. Seconds, megabytes and prices are told and not held.
 
     Args:
         found: figures of this run.
@@ -107,7 +110,7 @@ def regressions(found: Iterable[Figure], reference: Reference, *, machine: str) 
     ours = {figure.name: figure for figure in found}
     sentences = []
     for name, was in reference.figures.items():
-        if was.unit in ("s", "MB") or ("/" not in name and machine != reference.machine):
+        if was.unit in ("s", "MB") or name.startswith(COST) or ("/" not in name and machine != reference.machine):
             continue
         if name not in ours:
             sentences.append(f"{name} was {was.ratio:.3g} and is not measured any more")
@@ -150,7 +153,7 @@ def cells(figure: Figure) -> list[str]:
         figure.name,
         f"{value} {figure.unit}" if plain else value,
         "" if wanted is None else f"≥ {wanted:g}",
-        f"{figure.spread:.0%}" if figure.spread else "",
+        "" if figure.spread is None else f"{figure.spread:.0%}",
         "" if plain else f"{speed} {figure.unit}",
     ]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import material
@@ -44,29 +45,46 @@ print(json.dumps({"import": imported - began, "ray": ray - imported, "one-file":
 
 def measure(*, quick: bool) -> list[Figure]:
     """`memory/…` in MB and `start-up/…` in seconds; their ratio is the figure itself."""
+    return measured(files=8 if quick else 48)
+
+
+def measured(*, files: int) -> list[Figure]:
+    """The same of a run of so many podcasts."""
     with tempfile.TemporaryDirectory(prefix="benchmark-resources-") as place:
         one, many = Path(place, "one"), Path(place, "many")
         material.write_clips(one, 5.0)
-        material.write_podcasts(many, 8 if quick else 48)
+        material.write_podcasts(many, files)
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, str(one), str(many), str(Path(place, "store"))],
             stdout=subprocess.PIPE,
             text=True,
         )
-        watch = _Watch(process.pid)
+        watch = Watch(process.pid)
         out, _ = process.communicate()
         peaks = watch.end()
     if process.returncode:
         raise RuntimeError("the run whose memory is measured broke; its error is above")
-    found = [_plain(role, peaks.get(role, 0) / 2**20, "MB") for role in ROLES]
-    return found + [_plain(f"start-up/{name}", seconds, "s") for name, seconds in json.loads(out).items()]
+    found = [memory(role, peaks, role) for role in ROLES]
+    return found + [plain(f"start-up/{name}", seconds, "s") for name, seconds in json.loads(out).items()]
 
 
-def _plain(name: str, value: float, unit: str) -> Figure:
-    return Figure(name=name, ratio=value, median=value, spread=0.0, unit=unit)
+def memory(name: str, peaks: Mapping[str, int], role: str) -> Figure:
+    """What the largest process of a role had for itself alone.
+
+    Raises:
+        RuntimeError: no such process was seen; the sign by which it is told is another one now.
+    """
+    if not peaks.get(role):
+        raise RuntimeError(f"no process with {ROLES[role]!r} in its command line was seen, so {name} is not known")
+    return plain(name, peaks[role] / 2**20, "MB")
 
 
-class _Watch:
+def plain(name: str, value: float, unit: str) -> Figure:
+    """A figure that is no ratio, measured once."""
+    return Figure(name=name, ratio=value, median=value, spread=None, unit=unit)
+
+
+class Watch:
     """Looks at a process and all that descend from it, until it is told to end."""
 
     def __init__(self, pid: int) -> None:
