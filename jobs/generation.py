@@ -2,8 +2,8 @@
 
 MANIFEST is what `serpipe label` takes, GOLD what `serpipe pseudolabel` takes; both may be one file. The job labels what
 is not labelled yet, trains on gold alone, and makes generation after generation until a student is refused or the
-interval of its gain includes zero. Ended in the middle, the same command goes on where it stopped. Exit code 0 where
-a student was promoted, 4 where none was.
+interval of its gain includes zero; a page says what the last one kept and what its gates said. Ended in the middle, the
+same command goes on where it stopped. Exit code 0 where a student was promoted, 4 where none was.
 
     python jobs/generation.py CORPUS/labels.csv STORE --gold CORPUS/labels.csv --column uri=path --gold-clips 8
 """
@@ -14,7 +14,6 @@ import csv
 import io
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import click
 
@@ -23,9 +22,11 @@ from serpipe.engine.label import label
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel import recipe as recipes
+from serpipe.pseudolabel import schemas
 from serpipe.pseudolabel.arrays import text_key
 from serpipe.pseudolabel.fit import Settings
 from serpipe.pseudolabel.rounds import Ended, run
+from serpipe.report import build
 from serpipe.store.storage import Storage
 
 SMALL = recipes.parse(
@@ -50,11 +51,11 @@ def few_gold(location: str, clips: int, seed: int, store: str) -> str:
     Returns:
         Where it was written, in the store.
     """
-    read = golden.read(location, seed=seed)
+    read = golden.read(location)
     by_class: dict[str, list[dict[str, object]]] = defaultdict(list)
     judging: list[dict[str, object]] = []
     for row in read.rows.to_pylist():
-        if row["split"] in ("gate", "test", "final"):
+        if row["split"] in golden.JUDGING:
             judging.append(row)
         else:
             by_class[row["label"]].append(row | {"split": "train"})
@@ -65,9 +66,11 @@ def few_gold(location: str, clips: int, seed: int, store: str) -> str:
     ]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["uri", "channel", "start", "end", "label", "speaker", "split"])
+    writer.writerow(["segment_id", "uri", "channel", "start", "end", "label", "speaker", "split"])
     for row in chosen + judging:
-        writer.writerow([row[name] for name in ("uri", "channel", "start_s", "end_s", "label", "speaker", "split")])
+        named = row["segment_id"].hex() if isinstance(row["segment_id"], bytes) else ""
+        columns = ("uri", "channel", "start_s", "end_s", "label", "speaker", "split")
+        writer.writerow([named, *(row[name] for name in columns)])
     storage = Storage(store)
     name = f"students/gold-{clips}-{seed}.csv"
     storage.put(name, text.getvalue().encode())
@@ -85,6 +88,7 @@ def few_gold(location: str, clips: int, seed: int, store: str) -> str:
 @click.option("--backbone", help="Of the students  [default: the only model with embeddings]")
 @click.option("--recipe", type=click.Path(exists=True, dir_okay=False), help="TOML  [default: one for small corpora]")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Generations at most.")
+@click.option("--report", help="Where the page on the last generation goes  [default: report.html beside its rows]")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(
     manifest: str,
@@ -97,6 +101,7 @@ def main(
     backbone: str | None,
     recipe: str | None,
     rounds: int,
+    report: str | None,
     seed: int,
 ) -> None:
     """Label, then rounds, then the report."""
@@ -110,20 +115,22 @@ def main(
         ended = run(
             store, taught, recipe=made, backbone=backbone, settings=Settings(seed=seed), most=rounds, say=click.echo
         )
+        finish(store, ended, report)
     except SerpipeError as error:
         click.echo(f"serpipe: {error}", err=True)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_BROKEN)
-    finish(store, ended)
+    if ended.promoted is None:
+        sys.exit(EXIT_REFUSED)
 
 
-def finish(store: str, ended: Ended) -> None:
-    """Say how it ended, and where everything is."""
-    number = ended.promoted
+def finish(store: str, ended: Ended, report: str | None) -> None:
+    """Say how it ended, and write the page on the last generation."""
+    number, last = ended.promoted, ended.rounds[-1]
     passed = "no student passed its gates" if number is None else f"probe-{number} is the last that passed its gates"
     click.echo(f"{ended.why}; {passed}")
-    click.echo(f"rows, records and what the gates said: {Path(store) if '://' not in store else store}/pseudo_labels/")
-    if number is None:
-        sys.exit(EXIT_REFUSED)
+    root = Storage(store).root
+    click.echo(f"rows, records and what the gates said: {root}/pseudo_labels/")
+    click.echo(f"report: {build(store, report or f'{root}/{schemas.folder(last)}report.html', generation=last)}")
 
 
 if __name__ == "__main__":

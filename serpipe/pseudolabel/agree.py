@@ -115,20 +115,30 @@ def shares(lineages: Sequence[str], weights: Sequence[float]) -> list[float]:
 
 
 def consensus(
-    probabilities: Sequence[NDArray[np.float64]], lineages: Sequence[str], weights: Sequence[float]
+    probabilities: Sequence[NDArray[np.float64]],
+    lineages: Sequence[str],
+    weights: Sequence[float],
+    witnesses: Sequence[bool] | None = None,
 ) -> Consensus:
     """One vote a lineage: members are averaged within it, then lineages by their weight.
 
     With H the entropy and w a lineage's share, the divergence is `H(sum_l w_l p_l) - sum_l w_l H(p_l)` (Lin 1991).
+    A lineage that is no witness, as students are none beside others, weighs in the label and is left out of votes and
+    divergence, which say how far independent ones agree.
 
     Args:
         probabilities: for each teacher float64 (classes, n), calibrated; NaN where it has not labelled a segment.
         lineages: of each teacher.
         weights: of each teacher.
+        witnesses: whether each teacher's lineage is one, the same for all of a lineage; all are by default.
     """
     share = shares(lineages, weights)
+    counted = (
+        set(lineages) if witnesses is None else {n for n, is_one in zip(lineages, witnesses, strict=True) if is_one}
+    )
+    names = sorted(set(lineages))
     voices, parts = [], []
-    for name in sorted(set(lineages)):
+    for name in names:
         members = [place for place, lineage in enumerate(lineages) if lineage == name]
         part = sum(share[place] for place in members)
         voices.append(_mixed([probabilities[place] for place in members], [share[place] / part for place in members]))
@@ -138,23 +148,33 @@ def consensus(
     safe = np.where(known, soft, 0.0)
     label = safe.argmax(axis=0)
     ordered = np.sort(soft, axis=0)
-    whole = _entropy(soft)
-    jsd = whole.copy()
-    for voice, part in zip(voices, parts, strict=True):
-        jsd -= part * _entropy(voice)
-    votes = np.zeros(soft.shape[1], np.int64)
-    for voice in voices:
-        votes += np.where(known, voice, -1.0).argmax(axis=0) == label
+    heard = [place for place, name in enumerate(names) if name in counted]
+    jsd, votes = _agreement([voices[place] for place in heard], [parts[place] for place in heard], label, known)
     return Consensus(
         soft=soft,
         label=label,
         confidence=ordered[-1],
         margin=ordered[-1] - ordered[-2],
-        entropy=whole / np.log(len(soft)),
-        jsd=np.maximum(jsd, 0.0) if len(voices) > 1 else np.zeros(soft.shape[1]),
+        entropy=_entropy(soft) / np.log(len(soft)),
+        jsd=jsd,
         votes=np.where(known, votes, 0),
         known=known,
     )
+
+
+def _agreement(
+    voices: Sequence[NDArray[np.float64]], parts: Sequence[float], label: NDArray[np.int64], known: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """How far witnesses are apart, and how many say the label; one alone is agreed with itself."""
+    if len(voices) == 1:
+        return np.zeros(len(label)), known.astype(np.int64)
+    total = sum(parts)
+    jsd = _entropy(_mixed(voices, [part / total for part in parts]))
+    votes = np.zeros(len(label), np.int64)
+    for voice, part in zip(voices, parts, strict=True):
+        jsd -= part / total * _entropy(voice)
+        votes += np.where(known, voice, -1.0).argmax(axis=0) == label
+    return np.maximum(jsd, 0.0), votes
 
 
 def _mixed(rows: Sequence[NDArray[np.float64]], parts: Sequence[float]) -> NDArray[np.float64]:

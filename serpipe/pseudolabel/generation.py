@@ -7,17 +7,22 @@ it are what an interrupted attempt left, and the next attempt removes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from serpipe.errors import UsageError
+from serpipe.pseudolabel import gold as golds
 from serpipe.pseudolabel import passes, schemas
 from serpipe.pseudolabel.arrays import by_id
 from serpipe.pseudolabel.balance import Selection
+from serpipe.pseudolabel.gold import barred
+from serpipe.pseudolabel.planted import measure
 from serpipe.pseudolabel.prepare import prepare
 from serpipe.pseudolabel.recipe import Recipe
 from serpipe.pseudolabel.record import describe
@@ -33,6 +38,7 @@ def make(
     *,
     gold: str | None = None,
     address: str | None = None,
+    ungated: bool = False,
     say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Make the next generation of a store.
@@ -42,6 +48,8 @@ def make(
         recipe: the default one if left out.
         gold: labels by people, see `serpipe.pseudolabel.gold.read`; without them nothing is calibrated.
         address: of a running cluster; a store of one bucket needs none.
+        ungated: let students teach that passed no gates, as an experiment does that measures what rounds are worth;
+            the record says so.
         say: receives a line at a time.
 
     Returns:
@@ -57,17 +65,22 @@ def make(
     run = runs.new_run_id()
     with Lease(storage, run) as lease:
         number = max(numbers(storage), default=0) + 1
-        rules, buckets, facts = prepare(opened, recipe, gold, number)
+        rules, buckets, facts = prepare(opened, recipe, gold, number, ungated=ungated)
         for line in facts["notes"]:
             say(line)
         _clear(storage, rules.number)
-        with _cluster(address, len(buckets)), Selection(recipe, rules.classes, first=rules.number == 1) as selection:
+        # What may be kept widens with a teacher that passed the gates, not with the number of attempts.
+        first = not any(voter.student_of for voter in rules.voters)
+        with _cluster(address, len(buckets)), Selection(recipe, rules.classes, first=first) as selection:
             for gathered in passes.run(passes.gather, rules, buckets):
                 selection.add(gathered.candidates, gathered.totals)
             chosen = selection.choose()
             fates = [passes.Fates(bucket, *selection.fates(bucket.number)) for bucket in buckets]
             written = list(passes.run(passes.write, rules, fates))
         record = describe(rules, chosen, written, facts, run)
+        if gold is not None:
+            matched = golds.match(opened, golds.read(gold), record["audio"])
+            record["gold"]["planted"] = asdict(measure(storage, number, record["thresholds"], matched))
         lease.check()
         storage.put(schemas.record(rules.number), json.dumps(record, indent=1).encode())
     return record
@@ -121,6 +134,24 @@ def rows(storage: Storage, number: int, *, kept: bool = False, columns: Sequence
     read = wanted if "segment_id" in wanted else ["segment_id", *wanted]
     table = dataset(storage, number).to_table(columns=read, filter=ds.field("kept") if kept else None)
     return by_id(table).select(wanted)
+
+
+def to_train_on(storage: Storage, record: Mapping[str, Any], matched: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Kept rows of split `train`, sorted by `segment_id`, without what gold as it is now keeps out.
+
+    A generation may have been made without gold, or with another one, than its student is trained with.
+
+    Args:
+        storage: the store.
+        record: of the generation.
+        matched: gold's segments, of `serpipe.pseudolabel.gold.MATCHED`.
+        columns: the columns wanted.
+    """
+    needed = ["segment_id", "recording_id", "uri", "speaker", "audio_key", "split"]
+    table = rows(storage, int(record["number"]), kept=True, columns=list(dict.fromkeys([*columns, *needed])))
+    table = table.filter(pc.equal(table["split"], "train"))
+    out = barred(matched).of(table, table["speaker"].combine_chunks(), table["audio_key"].to_numpy())
+    return table.filter(pa.array(~out)).select(list(columns))
 
 
 def _clear(storage: Storage, number: int) -> None:

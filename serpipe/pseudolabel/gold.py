@@ -8,9 +8,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from serpipe.errors import UsageError
 from serpipe.ids import ID_BYTES
@@ -18,7 +20,7 @@ from serpipe.labels import CANONICAL, TAXONOMIES
 from serpipe.manifest import open_manifest
 from serpipe.pack import ID
 from serpipe.pseudolabel import sources
-from serpipe.pseudolabel.arrays import by_id, text_key
+from serpipe.pseudolabel.arrays import audio_keys, by_id, places, text_key
 from serpipe.store import schemas
 from serpipe.store.reading import Store
 
@@ -26,7 +28,8 @@ SPLITS = ("train", "cal", "dev", "gate", "test", "final")
 """What gold is for: to train on, to calibrate on, to choose by, to gate with, to judge by, to judge once."""
 
 JUDGING = ("gate", "test", "final")
-"""Splits whose speakers may not be trained on, not even with labels of a teacher's."""
+"""Splits whose speakers may not be trained on, not even with labels of a teacher's. `dev` is none of them: thresholds
+and temperatures may be chosen by it, so no student is judged by it."""
 
 COVERED = 0.8
 """Share of a segment that a gold span must cover to be its label: less is half another emotion."""
@@ -69,6 +72,7 @@ MATCHED = pa.schema(
         pa.field("label", pa.string(), nullable=False),
         pa.field("speaker", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
+        pa.field("audio_key", pa.uint64(), nullable=False),  # equal for equal audio
     ]
 )
 """One gold segment of a store, sorted by `segment_id`."""
@@ -116,13 +120,15 @@ def emotion_word(text: str) -> str | None:
     return _WORDS.get(text.strip().lower())
 
 
-def read(location: str, *, seed: int = 0) -> Gold:
+def read(location: str) -> Gold:
     r"""Read gold: CSV, TSV, JSONL or Parquet with the columns `uri` (or `segment_id`, hexadecimal), `label`, and where
     known `start`, `end`, `channel`, `speaker`, `split`.
 
+    Without a column `split` speakers are dealt into splits by their names, the same way for every command: a speaker
+    who is judged by when a student is promoted must not have been trained on when it was made.
+
     Args:
         location: local path or fsspec URL; relative uris start from its folder.
-        seed: deals speakers into splits where gold has no column `split`.
 
     Raises:
         UsageError: `GOLD_NO_LABEL`, `GOLD_UNKNOWN_LABEL`, `GOLD_UNKNOWN_SPLIT`, `GOLD_SPEAKER_LEAK`, `GOLD_BAD_ROW`,
@@ -161,7 +167,7 @@ def read(location: str, *, seed: int = 0) -> Gold:
     if splits and len(splits) < len(rows):
         raise UsageError("GOLD_UNKNOWN_SPLIT", f"{location}: some rows name a split, some do not; name all or none")
     if not splits:
-        _deal(rows, seed)
+        _deal(rows)
     _refuse_leaks(rows, location)
     return Gold(location, pa.Table.from_pylist(rows, GOLD), speakers > 0, bool(splits))
 
@@ -211,9 +217,9 @@ def _split(word: str, where: str) -> str:
     return split
 
 
-def _deal(rows: list[dict[str, Any]], seed: int) -> None:
-    """Deal whole speakers into splits, in an order that only the seed and their names decide."""
-    speakers = sorted({row["speaker"] for row in rows}, key=lambda name: (text_key(f"{seed} {name}"), name))
+def _deal(rows: list[dict[str, Any]]) -> None:
+    """Deal whole speakers into splits, in an order that only their names decide."""
+    speakers = sorted({row["speaker"] for row in rows}, key=lambda name: (text_key(f"0 {name}"), name))
     split_of = {speaker: _DEALT[place % len(_DEALT)] for place, speaker in enumerate(speakers)}
     for row in rows:
         row["split"] = split_of[row["speaker"]]
@@ -243,7 +249,8 @@ def match(store: Store, gold: Gold, audio: str) -> pa.Table:
         Rows of `MATCHED`.
 
     Raises:
-        UsageError: `GOLD_NO_MATCH`, or `GOLD_CONFLICT` where one segment gets two labels.
+        UsageError: `GOLD_NO_MATCH`, `GOLD_CONFLICT` where one segment gets two labels, or `GOLD_SPEAKER_LEAK` where
+            gold names segments, no speakers, and one recording's are in two splits.
     """
     segments = _segments_of(store, gold, audio)
     found: dict[bytes, dict[str, Any]] = {}
@@ -255,6 +262,8 @@ def match(store: Store, gold: Gold, audio: str) -> pa.Table:
             if not _covers(row, segment):
                 continue
             said = {name: row[name] for name in ("label", "speaker", "split")}
+            if row["speaker"] == row["uri"]:
+                said["speaker"] = segment["uri"] or row["uri"]
             before = found.setdefault(segment["segment_id"], {**segment, **said})
             if before["label"] != row["label"] or before["split"] != row["split"]:
                 raise UsageError(
@@ -268,7 +277,67 @@ def match(store: Store, gold: Gold, audio: str) -> pa.Table:
             f"none of the {gold.rows.num_rows} rows of {gold.location} names a segment of {store.storage.shown}; "
             "uris must be those of `recordings`, times must fit the segments",
         )
+    _refuse_leaks(list(found.values()), gold.location)
     return by_id(pa.Table.from_pylist(list(found.values()), MATCHED))
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """What of a store is in no pseudo-labelled training set because of gold.
+
+    Attributes:
+        segments: ids of all gold.
+        audio: uint64, audio keys of all gold.
+        speakers: whom gold judges by; the uris of recordings where it names none.
+        recordings: ids of the recordings that hold segments it judges by.
+    """
+
+    segments: pa.Array
+    audio: NDArray[np.uint64]
+    speakers: tuple[str, ...]
+    recordings: pa.Array
+
+    def of(self, rows: pa.Table, speaker: pa.Array, audio: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which rows are barred, bool (n,): gold, what sounds the same, and the voices that gold judges by.
+
+        In a recording that gold judges by, a row without a speaker may be that voice, and is barred too.
+
+        Args:
+            rows: columns `segment_id`, `recording_id`, `uri`.
+            speaker: of each, null where the owner names none.
+            audio: uint64 (n,), key of each.
+        """
+        judging = pa.array(self.speakers, pa.string())
+        nameless = pc.and_(_among(rows["recording_id"], self.recordings), pc.is_null(speaker))
+        parts = (
+            _among(rows["segment_id"], self.segments),
+            pc.is_in(speaker, value_set=judging),
+            pc.is_in(rows["uri"].combine_chunks(), value_set=judging),
+            nameless,
+        )
+        found = np.isin(audio, self.audio)
+        for part in parts:
+            found |= part.to_numpy(zero_copy_only=False)
+        return np.asarray(found)
+
+
+def barred(matched: pa.Table) -> Barred:
+    """What gold keeps out of training sets.
+
+    Args:
+        matched: rows of `MATCHED`.
+    """
+    judging = matched.filter(pc.is_in(matched["split"], value_set=pa.array(JUDGING)))
+    return Barred(
+        segments=matched["segment_id"].combine_chunks(),
+        audio=np.unique(matched["audio_key"].to_numpy()),
+        speakers=tuple(sorted(set(judging["speaker"].to_pylist()))),
+        recordings=judging["recording_id"].combine_chunks().unique(),
+    )
+
+
+def _among(wanted: pa.ChunkedArray, some: pa.Array) -> pa.Array:
+    return pc.is_valid(places(wanted, pa.chunked_array([some])))
 
 
 def _covers(row: dict[str, Any], segment: dict[str, Any]) -> bool:
@@ -304,6 +373,10 @@ def _segments_of(store: Store, gold: Gold, audio: str) -> pa.Table:
         owners |= set(found["recording_id"].to_pylist())
     models = sources.stored_models(store, audio)
     buckets = sources.deal(store, audio, models, pa.array(sorted(owners), ID))
-    columns = [name for name in MATCHED.names if name in ("uri", *schemas.SEGMENTS.names)]
-    tables = [sources.segments(storage, bucket).select(columns) for bucket in buckets]
+    columns = [name for name in MATCHED.names if name in ("uri", "audio_key", *schemas.SEGMENTS.names)]
+    tables = [_with_keys(sources.segments(storage, bucket)).select(columns) for bucket in buckets]
     return pa.concat_tables(tables) if tables else pa.schema([MATCHED.field(name) for name in columns]).empty_table()
+
+
+def _with_keys(rows: pa.Table) -> pa.Table:
+    return rows.append_column("audio_key", pa.array(audio_keys(rows)))

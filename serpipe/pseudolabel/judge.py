@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from serpipe.models.results import DIMENSIONS
 from serpipe.pseudolabel import agree, calibrate, coherence, sources
-from serpipe.pseudolabel.arrays import SAMPLES, audio_keys, first_known, floats, places
+from serpipe.pseudolabel.arrays import SAMPLES, audio_keys, first_known, floats
+from serpipe.pseudolabel.gold import Barred
 from serpipe.pseudolabel.recipe import Recipe
 from serpipe.pseudolabel.schemas import LOCAL_STAGES
 from serpipe.pseudolabel.teachers import Voter
@@ -41,9 +42,7 @@ class Rules:
         calibrations: of each voter.
         dimensions: place of the dimensional model among the buckets' models; None without.
         ellipses: where gold's classes lie in arousal and valence.
-        gold: ids of gold segments.
-        gold_audio: audio keys of gold segments.
-        judged_speakers: speakers, or uris, of gold that judges.
+        barred: what gold keeps out; None without gold.
     """
 
     root: str
@@ -54,14 +53,12 @@ class Rules:
     calibrations: tuple[calibrate.Calibration, ...]
     dimensions: int | None = None
     ellipses: Mapping[str, coherence.Ellipse] = field(default_factory=dict)
-    gold: pa.Array | None = None
-    gold_audio: NDArray[np.uint64] | None = None
-    judged_speakers: tuple[str, ...] = ()
+    barred: Barred | None = None
 
     @property
     def lineages(self) -> int:
         """Independent votes."""
-        return len({voter.lineage for voter in self.voters})
+        return len({voter.lineage for voter in self.voters if voter.witness})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +92,12 @@ class Judged:
     feed: pa.Array
 
 
+def votes(rules: Rules) -> tuple[list[str], list[float], list[bool]]:
+    """Lineage and weight of each voter, and whether it is a witness, as `agree.consensus` takes them."""
+    voters = rules.voters
+    return [v.lineage for v in voters], [v.weight for v in voters], [v.witness for v in voters]
+
+
 def teacher_scores(
     storage: Storage, rules: Rules, bucket: sources.Bucket, wanted: pa.ChunkedArray
 ) -> list[NDArray[np.float64]]:
@@ -121,9 +124,9 @@ def judge(storage: Storage, rules: Rules, bucket: sources.Bucket) -> Judged:
     rows = sources.segments(storage, bucket)
     wanted = rows["segment_id"]
     scores = teacher_scores(storage, rules, bucket, wanted)
-    lineages, weights = [v.lineage for v in rules.voters], [v.weight for v in rules.voters]
+    lineages, weights, witnesses = votes(rules)
     calibrated = [calibrate.apply(fitted, table) for fitted, table in zip(rules.calibrations, scores, strict=True)]
-    voted = agree.consensus(calibrated, lineages, weights)
+    voted = agree.consensus(calibrated, lineages, weights, witnesses)
     abstain = np.clip(1 - _mass(scores, agree.shares(lineages, weights)), 0.0, 1.0)
     dimensions = dimension_scores(storage, rules, bucket, wanted)
     audio = audio_keys(rows)
@@ -177,13 +180,9 @@ def _mass(scores: list[NDArray[np.float64]], shares: list[float]) -> NDArray[np.
 
 def _gold(rules: Rules, rows: pa.Table, speaker: pa.Array, audio: NDArray[np.uint64]) -> dict[str, Verdict]:
     count = rows.num_rows
-    if rules.gold is None or rules.gold_audio is None:
+    if rules.barred is None:
         return {"gold": (np.ones(count, bool), np.zeros(count, bool))}
-    named = pc.is_valid(places(rows["segment_id"], pa.chunked_array([rules.gold]))).to_numpy(zero_copy_only=False)
-    judging = pa.array(rules.judged_speakers, pa.string())
-    by_speaker = pc.is_in(speaker, value_set=judging).to_numpy(zero_copy_only=False)
-    by_uri = pc.is_in(rows["uri"].combine_chunks(), value_set=judging).to_numpy(zero_copy_only=False)
-    return {"gold": (~(named | by_speaker | by_uri | np.isin(audio, rules.gold_audio)), np.ones(count, bool))}
+    return {"gold": (~rules.barred.of(rows, speaker, audio), np.ones(count, bool))}
 
 
 def _quality(recipe: Recipe, rows: pa.Table) -> dict[str, Verdict]:

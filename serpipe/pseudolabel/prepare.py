@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from serpipe.errors import UsageError
 from serpipe.pseudolabel import agree, calibrate, coherence, judge, sources, teachers
 from serpipe.pseudolabel import gold as golds
-from serpipe.pseudolabel.arrays import audio_keys, places, words
+from serpipe.pseudolabel.arrays import places, words
 from serpipe.pseudolabel.recipe import Recipe
 from serpipe.store.reading import Store
 
@@ -27,27 +28,29 @@ class _GoldScores:
         splits: n.
         scores: of each teacher, float64 (classes, n).
         points: arousal and valence, float64 (2, n).
-        audio: audio keys, uint64 (n,).
     """
 
     labels: list[str]
     splits: list[str]
     scores: list[NDArray[np.float64]]
     points: NDArray[np.float64]
-    audio: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """What was fitted on gold: on which split, on how many segments, and the consensus' calibration error there."""
+    """What was fitted on gold: on which split, on how many segments, and the consensus' calibration error there.
+
+    `spared` names the students that were not fitted because they had learnt that very split.
+    """
 
     split: str | None
     segments: int
     ece: float | None
+    spared: tuple[str, ...]
 
 
 def prepare(
-    store: Store, recipe: Recipe, gold: str | None, number: int
+    store: Store, recipe: Recipe, gold: str | None, number: int, *, ungated: bool = False
 ) -> tuple[judge.Rules, list[sources.Bucket], dict[str, Any]]:
     """Find teachers and classes, calibrate on gold, and deal the store's recordings into buckets.
 
@@ -56,6 +59,7 @@ def prepare(
         recipe: whole.
         gold: where gold lies; None without.
         number: of the generation.
+        ungated: whether students that passed no gates may teach.
 
     Returns:
         The rules, the buckets, and what the record says of audio, dimensions, gold and notes.
@@ -63,10 +67,11 @@ def prepare(
     Raises:
         UsageError: as `serpipe.pseudolabel.generation.make`.
     """
+    _refuse_judging(recipe)
     storage = store.storage
     audio = sources.audio_of(store, recipe.audio)
     models = sources.stored_models(store, audio)
-    voters = teachers.resolve(storage, recipe, models)
+    voters = teachers.resolve(storage, recipe, models, ungated=ungated)
     measured = teachers.dimensional(recipe, models)
     classes = agree.common_classes([voter.stored.emotions for voter in voters], recipe.classes)
     asked = [voter.stored for voter in voters] + ([measured] if measured else [])
@@ -82,7 +87,7 @@ def prepare(
     facts: dict[str, Any] = {"audio": audio, "dimensions": measured.model if measured else None, "gold": None}
     rules, fitted = plain, None
     if gold is not None:
-        read = golds.read(gold, seed=recipe.seed)
+        read = golds.read(gold)
         matched = golds.match(store, read, audio)
         rules, fitted = _with_gold(store, plain, asked, matched)
         facts["gold"] = {
@@ -97,6 +102,8 @@ def prepare(
             "consensus_ece": fitted.ece,
         }
     facts["notes"] = _notes(rules, fitted)
+    if ungated:
+        facts["notes"].append("an experiment: students were not asked for their gates before they taught")
     return rules, sources.deal(store, audio, asked), facts
 
 
@@ -111,9 +118,11 @@ def _with_gold(
     truth = np.array([rules.classes.index(name) if name in rules.classes else -1 for name in gold.labels], np.int64)
     use = np.array([name == split for name in gold.splits], bool) & (truth >= 0)
     fits = []
-    for table in gold.scores:
+    for voter, table in zip(rules.voters, gold.scores, strict=True):
         mine = use & np.isfinite(table).all(axis=0)
-        fits.append(calibrate.fit(table[:, mine], truth[mine], recipe.calibrate.method))
+        # What learnt a split by heart is always right on it: any temperature fitted there says "be surer".
+        method = "none" if _learnt(voter, split) else recipe.calibrate.method
+        fits.append(calibrate.fit(table[:, mine], truth[mine], method))
     # Nothing may be learnt from what is there to judge by.
     learnable = [place for place, name in enumerate(gold.splits) if name in ("train", "cal", "dev")]
     known = replace(
@@ -125,12 +134,26 @@ def _with_gold(
             percentile=recipe.coherence.percentile,
             least=recipe.coherence.least_gold,
         ),
-        gold=matched["segment_id"].combine_chunks(),
-        gold_audio=np.unique(gold.audio),
-        judged_speakers=_judged_speakers(matched),
+        barred=golds.barred(matched),
     )
     ece = _consensus_ece(known, [table[:, use] for table in gold.scores], truth[use])
-    return known, _Fitted(split, int(use.sum()), ece)
+    asked = recipe.calibrate.method != "none"
+    spared = tuple(voter.stored.model for voter in rules.voters if asked and _learnt(voter, split))
+    return known, _Fitted(split, int(use.sum()), ece, spared)
+
+
+def _learnt(voter: teachers.Voter, split: str | None) -> bool:
+    """Whether a voter is a student that was trained on this split of gold."""
+    return voter.student_of is not None and split == "train"
+
+
+def _refuse_judging(recipe: Recipe) -> None:
+    if recipe.calibrate.split in golds.JUDGING:
+        raise UsageError(
+            "RECIPE_INVALID",
+            f"calibrate.split: gold's split {recipe.calibrate.split} is there to judge by, and nothing may be fitted "
+            "on it; use cal, dev or train",
+        )
 
 
 def _gold_scores(store: Store, rules: judge.Rules, models: list[sources.Stored], matched: pa.Table) -> _GoldScores:
@@ -138,7 +161,7 @@ def _gold_scores(store: Store, rules: judge.Rules, models: list[sources.Stored],
     owners = matched["recording_id"].combine_chunks().unique()
     parts = [matched.select(["segment_id", "label", "split"]).slice(0, 0)]
     scores: list[list[NDArray[np.float64]]] = [[np.zeros((len(rules.classes), 0))] for _ in rules.voters]
-    points, audio = [np.zeros((2, 0))], [np.zeros(0, np.uint64)]
+    points = [np.zeros((2, 0))]
     for bucket in sources.deal(store, sources.audio_of(store, rules.recipe.audio), models, owners):
         table = sources.segments(storage, bucket)
         place = places(table["segment_id"], matched["segment_id"])
@@ -148,7 +171,6 @@ def _gold_scores(store: Store, rules: judge.Rules, models: list[sources.Stored],
         for number, part in enumerate(judge.teacher_scores(storage, rules, bucket, table["segment_id"])):
             scores[number].append(part)
         points.append(judge.dimension_scores(storage, rules, bucket, table["segment_id"])[:2])
-        audio.append(audio_keys(table))
     said = pa.concat_tables(parts)
     high, low = words(said["segment_id"])
     order = np.lexsort((low, high))
@@ -158,19 +180,12 @@ def _gold_scores(store: Store, rules: judge.Rules, models: list[sources.Stored],
         splits=said["split"].to_pylist(),
         scores=[np.concatenate(tables, axis=1)[:, order] for tables in scores],
         points=np.concatenate(points, axis=1)[:, order],
-        audio=np.concatenate(audio)[order],
     )
-
-
-def _judged_speakers(matched: pa.Table) -> tuple[str, ...]:
-    """Speakers of gold that judges; a recording without one stands for itself."""
-    judging = matched.filter(pc.is_in(matched["split"], value_set=pa.array(golds.JUDGING)))
-    return tuple(sorted(set(judging["speaker"].to_pylist())))
 
 
 def _consensus_ece(rules: judge.Rules, scores: Sequence[NDArray[np.float64]], truth: NDArray[np.int64]) -> float | None:
     parts = [calibrate.apply(fit, table) for fit, table in zip(rules.calibrations, scores, strict=True)]
-    voted = agree.consensus(parts, [v.lineage for v in rules.voters], [v.weight for v in rules.voters])
+    voted = agree.consensus(parts, *judge.votes(rules))
     if not voted.known.any():
         return None
     return calibrate.ece(voted.soft[:, voted.known], truth[voted.known])
@@ -178,19 +193,27 @@ def _consensus_ece(rules: judge.Rules, scores: Sequence[NDArray[np.float64]], tr
 
 def _notes(rules: judge.Rules, fitted: _Fitted | None) -> list[str]:
     notes = []
-    fits = rules.calibrations
+    spared = fitted.spared if fitted else ()
+    fits = [
+        fit for voter, fit in zip(rules.voters, rules.calibrations, strict=True) if voter.stored.model not in spared
+    ]
     calibrated = all(fit.method != "none" for fit in fits)
     which = "calibrated" if calibrated else "uncalibrated"
     if rules.lineages == 1:
-        lineage = rules.voters[0].lineage
+        lineage = next(voter.lineage for voter in rules.voters if voter.witness)
         notes.append(f"one teacher lineage ({lineage}): agreement is undefined, {which} confidence decides alone")
+    silent = [voter.stored.model for voter in rules.voters if not voter.witness]
+    if silent:
+        notes.append(f"{', '.join(silent)}: students weigh in the label, agreement is asked of the other teachers")
+    if spared:
+        notes.append(f"{', '.join(spared)}: not calibrated on gold's split train, which students have learnt")
     if fitted is None:
         notes.append("no gold: confidences are the teachers' own, not calibrated; give --gold to calibrate them")
     elif not calibrated:
         wanted = rules.recipe.calibrate.method != "none"
         why = f"gold has {fitted.segments} segments to calibrate on" if wanted else "the recipe asks for none"
         notes.append(f"not every teacher is calibrated: {why}")
-    elif fitted.split != rules.recipe.calibrate.split:
+    elif fits and fitted.split != rules.recipe.calibrate.split:
         notes.append(f"gold has no split {rules.recipe.calibrate.split}: calibrated on {fitted.split}")
     if rules.dimensions is None:
         notes.append("no dimensional model: arousal and valence are not compared")

@@ -65,6 +65,7 @@ def _teacher(voter: teachers.Voter, fit: calibrate.Calibration, audio: str) -> d
         "fp": voter.stored.fp,
         "audio": audio,
         "lineage": voter.lineage,
+        "witness": voter.witness,
         "weight": voter.weight,
         "licence": voter.licence,
         "student_of": voter.student_of,

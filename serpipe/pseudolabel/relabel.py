@@ -7,6 +7,7 @@ ledger, `serpipe.open` and resuming know no difference to a labelled archive.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ from serpipe.models import probe
 from serpipe.models.contract import Outputs
 from serpipe.models.passport import Passport, versions
 from serpipe.models.probe_head import Head, answer, read_head
-from serpipe.models.registry import ModelRef, resolve
+from serpipe.models.registry import ModelRef
 from serpipe.models.results import results
+from serpipe.pseudolabel import student as students
 from serpipe.store import closing, commit, layout, lease, ledger, parquet, runs, schemas
 from serpipe.store.storage import Storage
 
@@ -65,15 +67,17 @@ def relabel(store: str, student: str, *, name: str) -> Relabelled:
         StoreError: the store is held by another run.
     """
     began = time.monotonic()
-    config = probe.read_config(student)
+    folder = students.localised(student)
+    config = probe.read_config(folder)
     job = _Job(
         storage=Storage(store),
-        model=resolve(f"{name}={student}", dtype=config.backbone.dtype),
-        head=read_head(student, model=name),
+        model=students.at(student, name),
+        head=read_head(folder, model=name),
         backbone=config.backbone,
     )
     theirs = job.entries_of(config.backbone.model, config.backbone.fp)
     _refuse_missing(job, theirs)
+    _register(job, student)
     done = [job.one_audio(audio) for audio in sorted(theirs["audio"].unique().to_pylist())]
     return Relabelled(
         model=name,
@@ -219,6 +223,17 @@ class _Job:
         values, rows = _values(vectors["embedding"]), place.to_numpy()
         # A commit's files hold its segments in one order; another one costs a copy.
         return values if np.array_equal(rows, np.arange(len(values))) else np.asarray(values[rows])
+
+
+def _register(job: _Job, student: str) -> None:
+    """Remember that this is a student, under whatever name it labels."""
+    place = Storage(student)
+    try:
+        generation = json.loads(place.get(students.TRAINING)).get("generation")
+    except (FileNotFoundError, ValueError):
+        generation = None
+    inside = place.root.startswith(f"{job.storage.root}/students/")
+    students.register(job.storage, job.model.weights_sha256, generation, here=inside)
 
 
 def _left(theirs: pa.Table, mine: pa.Table) -> pa.Table:

@@ -1,20 +1,24 @@
 """Rounds: a student trained on gold alone, then generation after generation, until one is refused or gains nothing.
 
-Every step leaves something in the store that says it is done, so a run that was ended goes on where it stopped.
+Every step leaves something in the store that says it is done, so a run that was ended goes on where it stopped. What
+was done with another recipe, gold, backbone or other settings is not taken for it, and is left as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from serpipe.models.registry import resolve
 from serpipe.pseudolabel import gate, generation, student
 from serpipe.pseudolabel.fit import Settings
 from serpipe.pseudolabel.gold import read as read_gold
 from serpipe.pseudolabel.promote import lines, promote
 from serpipe.pseudolabel.recipe import Recipe, Teacher
 from serpipe.pseudolabel.relabel import relabel
-from serpipe.pseudolabel.train import train
+from serpipe.pseudolabel.teachers import STUDENTS
+from serpipe.pseudolabel.train import only_backbone, train
+from serpipe.store.reading import open as open_store
 from serpipe.store.storage import Storage
 
 ANCHOR = 0.2
@@ -53,7 +57,7 @@ def run(
 
     Args:
         store: directory or fsspec URL; it holds the backbone's embeddings and the recipe's teachers' predictions.
-        gold: labels by people with splits `train` and one of `gate`, `test`, `dev`.
+        gold: labels by people with splits `train` and one of `gate`, `test`.
         recipe: of every generation; its teachers vote in each. Without any, the student trained on gold alone
             teaches the first generation, and later ones are taught by the last promoted student beside it.
         backbone: as of `serpipe.pseudolabel.train.train`.
@@ -69,10 +73,12 @@ def run(
     _student(storage, 0, gold, backbone, settings, say)
     done: list[int] = []
     promoted: int | None = None
-    for number in range(1, most + 1):
-        if number not in generation.numbers(storage):
-            record = generation.make(store, _taught(recipe, promoted), gold=gold, say=say)
-            kept, considered = record["kept"]["segments"], record["considered"]["segments"]
+    for _ in range(most):
+        taught = _taught(storage, recipe, promoted)
+        number = _made(storage, taught, gold, after=promoted or 0)
+        if number is None:
+            record = generation.make(store, taught, gold=gold, say=say)
+            number, kept, considered = record["number"], record["kept"]["segments"], record["considered"]["segments"]
             say(f"generation {number}: {kept} of {considered} segments kept")
         done.append(number)
         _student(storage, number, gold, backbone, settings, say)
@@ -95,25 +101,53 @@ def run(
 def _student(
     storage: Storage, number: int, gold: str, backbone: str | None, settings: Settings | None, say: Say
 ) -> None:
-    """Train and relabel, unless this was done with the same gold."""
-    where, name = student.folder(number), student.name(number)
-    wanted = read_gold(gold).hash
-    if not (storage.exists(f"{where}probe.json") and student.training(storage, number)["gold"]["hash"] == wanted):
+    """Train and relabel, unless this was done with the same gold, backbone and settings."""
+    if not _trained(storage, number, gold, backbone, settings):
         made = train(storage.root, number, gold, backbone=backbone, settings=settings)
         ua = made.training["left_out"]["recall_macro_ua"]
-        say(f"{name}: UA {ua['value']:.3f} on gold voices it did not hear")
-    done = relabel(storage.root, f"{storage.root}/{where}", name=name)
+        say(f"{made.name}: UA {ua['value']:.3f} on gold voices it did not hear")
+    name = student.name(number)
+    done = relabel(storage.root, f"{storage.root}/{student.folder(number)}", name=name)
     if done.segments:
         say(f"{name}: {done.segments} segments relabelled in {done.elapsed_s:.1f} s")
 
 
-def _taught(recipe: Recipe, promoted: int | None) -> Recipe:
-    """The recipe with the students that teach this round."""
-    gold_only = Teacher(model=student.name(0), lineage="students")
+def _trained(storage: Storage, number: int, gold: str, backbone: str | None, settings: Settings | None) -> bool:
+    if not storage.exists(f"{student.folder(number)}probe.json"):
+        return False
+    facts = student.training(storage, number)
+    heard = resolve(backbone or only_backbone(open_store(storage.root)))
+    return bool(
+        facts["gold"]["hash"] == read_gold(gold).hash
+        and facts["settings"] == asdict(settings or Settings())
+        and (facts["backbone"]["model"], facts["backbone"]["fp"]) == (heard.name, heard.fp)
+        and facts["recipe_hash"] == (generation.load(storage, number)["recipe_hash"] if number else None)
+    )
+
+
+def _made(storage: Storage, recipe: Recipe, gold: str, *, after: int) -> int | None:
+    """The first generation after another that this recipe and gold made; its teachers' weights are in the recipe."""
+    wanted = recipe.hash, read_gold(gold).hash
+    for number in generation.numbers(storage):
+        record = generation.load(storage, number)
+        if number > after and (record["recipe_hash"], (record["gold"] or {}).get("hash")) == wanted:
+            return number
+    return None
+
+
+def _taught(storage: Storage, recipe: Recipe, promoted: int | None) -> Recipe:
+    """The recipe with the students that teach this round, by their weights: another training is another teacher."""
+    gold_only = Teacher(model=student.name(0), fp=student.ref(storage, 0).fp, lineage=STUDENTS)
     if promoted is None:
         return recipe if recipe.teachers else recipe.model_copy(update={"teachers": (gold_only,)})
     students: Sequence[Teacher] = (
         gold_only.model_copy(update={"weight": ANCHOR}),
-        Teacher(model=student.name(promoted), lineage="students", weight=1 - ANCHOR),
+        gold_only.model_copy(
+            update={
+                "model": student.name(promoted),
+                "fp": student.ref(storage, promoted).fp,
+                "weight": 1 - ANCHOR,
+            }
+        ),
     )
     return recipe.model_copy(update={"teachers": (*recipe.teachers, *students)})

@@ -18,6 +18,7 @@ from serpipe.pack import ID
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel import sources
 from serpipe.pseudolabel.arrays import first_known, places
+from serpipe.pseudolabel.calibrate import LEAST
 from serpipe.store.reading import Store
 from serpipe.store.reading import open as open_store
 
@@ -81,7 +82,15 @@ def scores_of(
     return result
 
 
-def score(store: Store, audio: str, model: sources.Stored, gold: pa.Table, *, by: Sequence[str] = ()) -> Scored:
+def score(
+    store: Store,
+    audio: str,
+    model: sources.Stored,
+    gold: pa.Table,
+    *,
+    by: Sequence[str] = (),
+    among: Sequence[str] | None = None,
+) -> Scored:
     """Put a model's answers beside gold. An emotion that gold has not is a wrong answer.
 
     Args:
@@ -90,8 +99,10 @@ def score(store: Store, audio: str, model: sources.Stored, gold: pa.Table, *, by
         model: which model.
         gold: rows of `serpipe.pseudolabel.gold.MATCHED`.
         by: the owner's columns to slice by, or `speaker`; one that no recording has is left out.
+        among: emotions the model must choose from, all that it can name by default; its scores then add up to one
+            within them, so that models of unlike classes are compared by the same question.
     """
-    support = [emotion for emotion in CANONICAL if emotion in model.emotions]
+    support = [emotion for emotion in CANONICAL if emotion in model.emotions and (among is None or emotion in among)]
     known = pc.is_in(gold["label"], value_set=pa.array(support, pa.string()))
     lost = gold.filter(pc.invert(known)).group_by("label").aggregate([("label", "count")]).to_pylist()
     gold = gold.filter(known)
@@ -101,6 +112,8 @@ def score(store: Store, audio: str, model: sources.Stored, gold: pa.Table, *, by
         )
     classes = [emotion for emotion in CANONICAL if emotion in set(gold["label"].to_pylist())]
     scores = scores_of(store, audio, model, gold, support)
+    if among is not None:
+        scores = scores / np.maximum(np.nansum(scores, axis=1, keepdims=True), LEAST)
     answered = np.asarray((~np.isnan(scores)).any(axis=1)).tolist()
     best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
     answers = answers_of(
@@ -186,7 +199,7 @@ def report(
     opened = open_store(store)
     audio = sources.audio_of(opened, None)
     one = stored(opened, audio, model, fp)
-    matched = golden.match(opened, golden.read(gold, seed=seed), audio)
+    matched = golden.match(opened, golden.read(gold), audio)
     clips = matched.filter(pc.equal(matched["split"], split))
     if not clips.num_rows:
         there = ", ".join(sorted(set(matched["split"].to_pylist())))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serpipe.errors import UsageError
 from serpipe.models.registry import families
-from serpipe.pseudolabel import schemas
+from serpipe.pseudolabel import schemas, student
 from serpipe.pseudolabel.recipe import Recipe, Teacher
 from serpipe.pseudolabel.sources import Stored
 from serpipe.store.storage import Storage
 
-_STUDENT = re.compile(r"probe-(\d+)")
+STUDENTS = "students"
+"""Lineage of students, where the recipe names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,10 @@ class Voter:
     Attributes:
         stored: its predictions.
         lineage: those of one lineage share one vote.
+        witness: whether that vote counts when it is asked how many agree.
         weight: of the vote.
         licence: of the model, as its passport in the store has it; None where there is none.
-        student_of: the generation that trained it; None for a model from elsewhere.
+        student_of: the generation that trained it, 0 for gold alone; None for a model that is no student.
     """
 
     stored: Stored
@@ -35,17 +36,25 @@ class Voter:
     weight: float
     licence: str | None
     student_of: int | None
+    witness: bool = True
 
 
-def resolve(storage: Storage, recipe: Recipe, models: Sequence[Stored]) -> list[Voter]:
+def resolve(storage: Storage, recipe: Recipe, models: Sequence[Stored], *, ungated: bool = False) -> list[Voter]:
     """Find the recipe's teachers among the models of a store.
+
+    Args:
+        storage: the store.
+        recipe: whole.
+        models: that the store has predictions of.
+        ungated: whether students that passed no gates may teach, which only an experiment should ask for.
 
     Raises:
         UsageError: `TEACHER_WITHOUT_PREDICTIONS`, `TEACHER_AMBIGUOUS`, `TEACHER_NOT_CATEGORICAL`,
             `TEACHER_NOT_PROMOTED`, or `LINEAGES_MISSING`.
     """
     wanted = recipe.teachers or tuple(
-        Teacher(model=name) for name in sorted({m.model for m in models if m.emotions and not student_of(m.model)})
+        Teacher(model=name)
+        for name in sorted({m.model for m in models if m.emotions and student.origin(storage, m.model, m.fp) is None})
     )
     if not wanted:
         raise UsageError(
@@ -53,8 +62,8 @@ def resolve(storage: Storage, recipe: Recipe, models: Sequence[Stored]) -> list[
             f"no categorical model has labelled anything in {storage.shown}; `serpipe label MANIFEST {storage.shown} "
             "--model …` comes first",
         )
-    voters = _related(storage, [_voter(storage, teacher, models) for teacher in wanted])
-    lineages = {voter.lineage for voter in voters}
+    voters = _witnesses([_voter(storage, teacher, models, ungated=ungated) for teacher in wanted])
+    lineages = {voter.lineage for voter in voters if voter.witness}
     if 1 < len(lineages) < recipe.agree.lineages:
         raise UsageError(
             "LINEAGES_MISSING",
@@ -77,28 +86,16 @@ def dimensional(recipe: Recipe, models: Sequence[Stored]) -> Stored | None:
     return _find(name, None, there)
 
 
-def student_of(model: str) -> int | None:
-    """The generation that a student was trained on.
-
-    Examples:
-        >>> student_of("probe-3"), student_of("odyssey-categorical")
-        (3, None)
-    """
-    found = _STUDENT.fullmatch(model)
-    return int(found[1]) if found else None
-
-
-def _voter(storage: Storage, teacher: Teacher, models: Sequence[Stored]) -> Voter:
+def _voter(storage: Storage, teacher: Teacher, models: Sequence[Stored], *, ungated: bool) -> Voter:
     stored = _find(teacher.model, teacher.fp, models)
     if not stored.emotions:
         raise UsageError(
             "TEACHER_NOT_CATEGORICAL",
             f"teacher {stored.model} gives no canonical emotion; a dimensional model goes under coherence.dimensions",
         )
-    generation = student_of(stored.model)
-    if generation is not None:
-        _refuse_unpromoted(storage, stored.model, generation)
-    lineage = teacher.lineage or _family(stored.model)
+    origin = student.origin(storage, stored.model, stored.fp)
+    generation = None if origin is None else _generation(storage, stored, origin, ungated=ungated)
+    lineage = teacher.lineage or (_family(stored.model) if origin is None else STUDENTS)
     return Voter(stored, lineage, teacher.weight, _licence(storage, stored), generation)
 
 
@@ -116,27 +113,39 @@ def _find(name: str, fp: str | None, models: Sequence[Stored]) -> Stored:
     raise UsageError("TEACHER_WITHOUT_PREDICTIONS", f"the store has no predictions of teacher {which}; {hint}")
 
 
-def _refuse_unpromoted(storage: Storage, name: str, generation: int) -> None:
-    try:
-        status = json.loads(storage.get(schemas.promotion(generation))).get("status")
-    except FileNotFoundError:
-        status = None
-    if status != "promoted":
-        why = "was refused by its gates" if status == "refused" else "has not passed its gates"
-        raise UsageError(
-            "TEACHER_NOT_PROMOTED",
-            f"student {name} {why} and may not teach; `serpipe promote` says why, or promotes it",
-        )
+def _generation(storage: Storage, stored: Stored, origin: student.Origin, *, ungated: bool) -> int:
+    """The generation for which a student may teach: gold alone, or one whose gates it passed with these weights."""
+    if 0 in origin.generations:
+        return 0
+    why = "has passed no gates of this store"
+    for generation in reversed(origin.generations if origin.here else ()):
+        try:
+            said = json.loads(storage.get(schemas.promotion(generation)))
+        except FileNotFoundError:
+            said = {}
+        if ungated or (said.get("status") == "promoted" and said.get("fp") == stored.fp):
+            return generation
+        if said.get("fp", stored.fp) != stored.fp:
+            why = f"is not the one that was judged for generation {generation}"
+        else:
+            why = "was refused by its gates" if said.get("status") == "refused" else "has not passed its gates"
+    raise UsageError(
+        "TEACHER_NOT_PROMOTED",
+        f"student {stored.model} {why} and may not teach; `serpipe promote` says why, or promotes it",
+    )
 
 
-def _related(storage: Storage, voters: list[Voter]) -> list[Voter]:
-    """A student is no independent witness beside those who taught it: they share one lineage."""
-    for student in [voter for voter in voters if voter.student_of is not None]:
-        record = json.loads(storage.get(schemas.record(student.student_of or 0)))
-        taught_by = {teacher["lineage"] for teacher in record["teachers"]} | {student.lineage}
-        one = min(taught_by)
-        voters = [replace(voter, lineage=one) if voter.lineage in taught_by else voter for voter in voters]
-    return voters
+def _witnesses(voters: Sequence[Voter]) -> list[Voter]:
+    """Students are no independent witnesses beside models from elsewhere, nor beside each other.
+
+    Each learnt from the same gold, and all but the first from those who vote with it: that a student says the same
+    proves nothing. So among models from elsewhere students weigh in the label without making agreement, and by
+    themselves they are one lineage.
+    """
+    elsewhere = {voter.lineage for voter in voters if voter.student_of is None}
+    if not elsewhere:
+        return [replace(voter, lineage=STUDENTS) for voter in voters]
+    return [replace(voter, witness=voter.lineage in elsewhere) for voter in voters]
 
 
 def _family(model: str) -> str:

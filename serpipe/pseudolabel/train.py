@@ -56,18 +56,17 @@ def train(
     *,
     backbone: str | None = None,
     settings: Settings | None = None,
-    seed: int = 0,
 ) -> Trained:
     """Train a student and put it into the store, below `students/generation=N/`.
 
     Args:
         store: directory or fsspec URL.
         number: of the generation whose kept rows it learns from; 0 trains on gold alone.
-        gold: labels by people; its split `train` is in every batch.
+        gold: labels by people; its split `train` is in every batch, and what it judges by in none, whatever the
+            generation kept.
         backbone: the model whose stored embeddings are heard, `NAME` or `NAME=LOCATION`; by default the only one that
             has any and is no student.
         settings: how the head is fitted.
-        seed: of the splits where gold has none.
 
     Raises:
         UsageError: `GENERATION_UNKNOWN`, `TRAIN_NO_GOLD`, `TRAIN_NO_BACKBONE`, `TRAIN_NO_EMBEDDINGS`, or what is wrong
@@ -78,7 +77,7 @@ def train(
     record = generation.load(opened.storage, number) if number else {}
     audio = sources.audio_of(opened, record.get("audio"))
     model = resolve(backbone or only_backbone(opened))
-    read = golden.read(gold, seed=seed)
+    read = golden.read(gold)
     matched = golden.match(opened, read, audio)
     mine = matched.filter(pc.equal(matched["split"], "train"))
     there = set(mine["label"].to_pylist())
@@ -92,7 +91,7 @@ def train(
         )
     vectors = Vectors(opened, model)
     gold_rows = vectors.examples(mine, _one_hot(mine["label"], classes), np.ones(mine.num_rows, np.float32))
-    pseudo_rows = _kept(opened, record, vectors, settings.seed) if record else None
+    pseudo_rows = _kept(opened, record, matched, vectors, settings.seed) if record else None
     loose = left_out(gold_rows, pseudo_rows, settings)
     cooling = temperature(loose, gold_rows.soft)
     head = fit(gold_rows, pseudo_rows, settings)
@@ -116,6 +115,7 @@ def train(
     )
     name, where = student.name(number), student.folder(number)
     student.write(opened.storage, where, student.files_of(head, config, training, _card(name, training)))
+    student.register(opened.storage, student.ref(opened.storage, number).weights_sha256, number, here=True)
     return Trained(generation=number, name=name, folder=f"{opened.storage.root}/{where}", training=training)
 
 
@@ -125,8 +125,10 @@ def only_backbone(store: Store) -> str:
     Raises:
         UsageError: `TRAIN_NO_BACKBONE`.
     """
-    folders = {name.split("/")[1].removeprefix("model=") for name in store.storage.list("embeddings/")}
-    found = sorted(name for name in folders if not name.startswith("probe-"))
+    folders = {
+        tuple(part.partition("=")[2] for part in name.split("/")[1:3]) for name in store.storage.list("embeddings/")
+    }
+    found = sorted({model for model, fp in folders if student.origin(store.storage, model, fp) is None})
     if len(found) != 1:
         raise UsageError(
             "TRAIN_NO_BACKBONE",
@@ -192,11 +194,10 @@ class Vectors:
         return Examples(self.of(rows["segment_id"]), soft, weights, speakers)
 
 
-def _kept(store: Store, record: Mapping[str, Any], vectors: Vectors, seed: int) -> Examples:
+def _kept(store: Store, record: Mapping[str, Any], matched: pa.Table, vectors: Vectors, seed: int) -> Examples:
     """A generation's kept rows to train on, in the order of their ids."""
-    columns = ["segment_id", "soft_label", "weight", "speaker", "uri", "split"]
-    rows = generation.rows(store.storage, int(record["number"]), kept=True, columns=columns)
-    rows = rows.filter(pc.equal(rows["split"], "train"))
+    columns = ["segment_id", "soft_label", "weight", "speaker", "uri"]
+    rows = generation.to_train_on(store.storage, record, matched, columns)
     if rows.num_rows > MOST:
         order = seeded(words(rows["segment_id"])[1], seed)
         rows = rows.take(pa.array(np.sort(np.argsort(order, kind="stable")[:MOST])))

@@ -20,7 +20,8 @@ import serpipe
 from serpipe.cli import main
 from serpipe.errors import UsageError
 from serpipe.pseudolabel import diff, generation, schemas, sources
-from serpipe.pseudolabel.recipe import Agree, Budget, Caps, Coherence, Quality, Recipe, Split, Teacher
+from serpipe.pseudolabel import gold as golden
+from serpipe.pseudolabel.recipe import Agree, Budget, Calibrate, Caps, Coherence, Quality, Recipe, Split, Teacher
 from serpipe.store import layout
 from serpipe.store.storage import Storage
 from serpipe.testing.labelled import AUDIO, MadeUp, MadeUpModel, write_labelled_store
@@ -188,6 +189,67 @@ def test_a_speaker_is_on_one_side_of_the_split(store: tuple[str, MadeUp, str], m
     assert {split for side in sides.values() for split in side} == {"train", "dev"}
 
 
+def without_speakers(root: str) -> None:
+    """The owner's manifest as if it named no speakers."""
+    for file in Path(root, "recordings").iterdir():
+        table = pq.read_table(file)
+        place = table.schema.get_field_index("meta")
+        pq.write_table(
+            table.set_column(place, table.schema.field(place), pa.nulls(len(table), table["meta"].type)), file
+        )
+
+
+def test_where_no_speaker_is_known_a_recording_that_gold_judges_by_stays_out(
+    store: tuple[str, MadeUp, str], tmp_path: Path
+) -> None:
+    """Gold names voices, the manifest does not: any of a recording's segments may be the voice that judges."""
+    root, made = copied(store, tmp_path), store[1]
+    without_speakers(root)
+    gold = tmp_path / "gold.csv"
+    lines = [f"{made.uris[place]},0,4,neutral,{name}" for place, name in ((0, "ann,test"), (SEGMENTS, "bob,train"))]
+    gold.write_text("uri,start,end,label,speaker,split\n" + "\n".join(lines) + "\n")
+    generation.make(root, RECIPE, gold=str(gold))
+    dropped = Counter(row["uri"] for row in rows(root).to_pylist() if row["reason"] == "gold")
+    assert dropped[made.uris[0]] == SEGMENTS
+    assert dropped[made.uris[SEGMENTS]] == 1
+
+
+def test_no_seed_of_a_recipe_deals_a_judging_speaker_into_the_pool(
+    store: tuple[str, MadeUp, str], tmp_path: Path
+) -> None:
+    root, made, gold = copied(store, tmp_path), store[1], store[2]
+    judging = {row["speaker"] for row in golden.read(gold).rows.to_pylist() if row["split"] in golden.JUDGING}
+    assert judging
+    for number, seed in enumerate((0, 1, 2), start=1):
+        generation.make(root, RECIPE.model_copy(update={"seed": seed, "budget": Budget()}), gold=gold)
+        kept = generation.rows(Storage(root), number, kept=True)
+        assert kept.num_rows
+        assert not judging & set(kept["speaker"].to_pylist())
+    assert judging < set(made.speakers)
+
+
+def test_nothing_is_fitted_on_what_judges(store: tuple[str, MadeUp, str]) -> None:
+    with pytest.raises(UsageError, match=r"RECIPE_INVALID: calibrate.split: gold's split test is there to judge by"):
+        generation.make(store[0], RECIPE.model_copy(update={"calibrate": Calibrate(split="test")}), gold=store[2])
+
+
+def test_a_student_is_not_calibrated_on_the_gold_it_has_learnt(tmp_path: Path) -> None:
+    """It is right on every clip of it, and a temperature fitted there would make it sure of everything."""
+    root = str(tmp_path / "store")
+    models = [MadeUpModel(name="a"), MadeUpModel(name="probe-gold", taxonomy="iemocap4", skill=9.0, heat=5.0)]
+    made = write_labelled_store(root, models, recordings=6, segments=20)
+    rows = zip(made.uris, made.starts, made.truth, made.speakers, strict=True)
+    lines = [f"{uri},{start},{start + 4},{label},{speaker}" for uri, start, label, speaker in rows]
+    gold = tmp_path / "gold.csv"
+    both = Recipe(teachers=(Teacher(model="a"), Teacher(model="probe-gold")))
+    for split, methods in (("train", ["temperature", "none"]), ("cal", ["temperature", "temperature"])):
+        gold.write_text("uri,start,end,label,speaker,split\n" + "\n".join(f"{line},{split}" for line in lines[:60]))
+        record = generation.make(root, both, gold=str(gold))
+        assert [teacher["calibration"]["method"] for teacher in record["teachers"]] == methods
+        said = "probe-gold: not calibrated on gold's split train, which students have learnt"
+        assert (said in record["notes"]) == (split == "train")
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_rows_are_equal_to_the_bit_however_the_work_is_spread(
     store: tuple[str, MadeUp, str],
@@ -211,6 +273,17 @@ def test_rows_are_equal_to_the_bit_however_the_work_is_spread(
     assert {key: value for key, value in record.items() if key not in own} == {
         key: value for key, value in made_record.items() if key not in own
     }
+
+
+def test_the_same_store_recipe_and_seed_give_the_same_rows_again(
+    store: tuple[str, MadeUp, str], tmp_path: Path
+) -> None:
+    """What a generation may keep does not grow with the number of attempts."""
+    root = copied(store, tmp_path)
+    first, second = (generation.make(root, RECIPE, gold=store[2]) for _ in range(2))
+    assert (first["number"], second["number"]) == (1, 2)
+    assert first["budget_hours"] == second["budget_hours"]
+    assert rows(root, 1).equals(rows(root, 2))
 
 
 def test_what_an_interrupted_attempt_left_is_removed_and_never_read(
@@ -318,9 +391,44 @@ def test_a_student_teaches_only_once_promoted_and_is_no_witness_beside_its_teach
             Storage(root).put(schemas.promotion(1), json.dumps({"status": status}).encode())
         with pytest.raises(UsageError, match=f"TEACHER_NOT_PROMOTED: student probe-1 {said}"):
             generation.make(root, both)
-    Storage(root).put(schemas.promotion(1), json.dumps({"status": "promoted"}).encode())
+    Storage(root).put(schemas.promotion(1), json.dumps({"status": "promoted", "fp": "another"}).encode())
+    with pytest.raises(UsageError, match="TEACHER_NOT_PROMOTED: student probe-1 is not the one that was judged"):
+        generation.make(root, both)
+    promoted(root, 1, models[1])
     record = generation.make(root, both)
     assert (record["number"], record["parent"], record["lineages"]) == (2, 1, 1)
+
+
+def promoted(root: str, number: int, model: MadeUpModel) -> None:
+    """Write that a student has passed its gates."""
+    Storage(root).put(schemas.promotion(number), json.dumps({"status": "promoted", "fp": model.fp}).encode())
+
+
+def test_students_weigh_in_the_label_and_make_no_agreement_beside_others(tmp_path: Path) -> None:
+    root = str(tmp_path / "store")
+    probe = MadeUpModel(name="probe-1", taxonomy="iemocap4", skill=0.0)
+    others = [MadeUpModel(name=name, taxonomy="iemocap4") for name in ("b", "probe-gold", "finetuned-1")]
+    write_labelled_store(root, [MadeUpModel(name="a"), *others, probe], recordings=10, segments=20)
+    first = generation.make(root)
+    assert [teacher["model"] for teacher in first["teachers"]] == ["a", "b"]
+    promoted(root, 1, probe)
+    names = ("a", "b", "probe-gold", "probe-1")
+    record = generation.make(root, Recipe(teachers=tuple(Teacher(model=name) for name in names)))
+    assert [(teacher["lineage"], teacher["witness"]) for teacher in record["teachers"]] == [
+        ("a", True),
+        ("b", True),
+        ("students", False),
+        ("students", False),
+    ]
+    assert record["lineages"] == 2
+    assert not any("agreement is undefined" in note for note in record["notes"])
+    alone, beside = rows(root, 1).to_pylist(), rows(root, 2).to_pylist()
+    # How far a and b are apart is theirs alone, what is felt is said by all.
+    assert [row["jsd"] for row in alone] == pytest.approx([row["jsd"] for row in beside], abs=1e-6)
+    assert any(one["soft_label"] != other["soft_label"] for one, other in zip(alone, beside, strict=True))
+    students = generation.make(root, Recipe(teachers=tuple(Teacher(model=name) for name in names[2:])))
+    assert students["lineages"] == 1
+    assert students["notes"][0].startswith("one teacher lineage (students): agreement is undefined")
 
 
 def test_the_difference_of_two_generations_and_the_commands(store: tuple[str, MadeUp, str], tmp_path: Path) -> None:

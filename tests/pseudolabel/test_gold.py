@@ -74,12 +74,12 @@ def test_bad_gold_is_one_sentence(tmp_path: Path, text: str, code: str, said: st
     assert "\n" not in error.value.message
 
 
-def test_without_splits_whole_speakers_are_dealt_by_the_seed(tmp_path: Path) -> None:
+def test_without_splits_whole_speakers_are_dealt_by_their_names_alone(tmp_path: Path) -> None:
     lines = [f"{speaker}-{clip}.wav,anger,speaker {speaker}" for speaker in range(20) for clip in range(3)]
     place = written(tmp_path, "uri,label,speaker\n" + "\n".join(lines))
-    first, again, other = gold.read(place), gold.read(place), gold.read(place, seed=1)
-    assert first.rows.equals(again.rows)
-    assert not first.rows.equals(other.rows)
+    other = written(tmp_path, "uri,label,speaker\n" + "\n".join(reversed(lines)), "reversed.csv")
+    first = gold.read(place)
+    assert first.hash == gold.read(other).hash
     assert not first.splits_named
     counts = {split: sum(labels.values()) for split, labels in first.counts().items()}
     assert counts == {"train": 24, "cal": 12, "dev": 12, "test": 12}
@@ -110,3 +110,16 @@ def test_gold_that_matches_nothing_or_contradicts_itself_is_refused(store: tuple
     twice = f"uri,label,start,end\n{made.uris[0]},anger,0,4\n{made.uris[0]},sad,0,4.1\n"
     with pytest.raises(UsageError, match=r"GOLD_CONFLICT: .* is anger .* and sadness"):
         gold.match(opened, gold.read(written(tmp_path, twice)), AUDIO)
+
+
+def test_gold_by_segment_without_speakers_stands_for_its_recording(store: tuple[str, MadeUp], tmp_path: Path) -> None:
+    root, made = store
+    opened = serpipe.open(root)
+    first, second = (made.segment_ids[place].hex() for place in (0, 1))
+    named = gold.read(written(tmp_path, f"segment_id,label,split\n{first},anger,test\n{second},anger,test\n"))
+    matched = gold.match(opened, named, AUDIO)
+    assert set(matched["speaker"].to_pylist()) == {made.uris[0]}
+    assert gold.barred(matched).speakers == (made.uris[0],)
+    torn = gold.read(written(tmp_path, f"segment_id,label,split\n{first},anger,test\n{second},anger,train\n"))
+    with pytest.raises(UsageError, match=r"GOLD_SPEAKER_LEAK: .*00000000.wav' is in test and train"):
+        gold.match(opened, torn, AUDIO)
