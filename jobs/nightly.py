@@ -59,8 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def report(store: str) -> int:
-    """Write the store's report; a store without a label has none, and that is no failure of the night.
+def report(store: str, price: float | None = None) -> int:
+    """Write the store's report, with what the labels cost where a price of the machines for an hour is given.
 
     Returns:
         An exit code.
@@ -68,10 +68,10 @@ def report(store: str) -> int:
     from serpipe.report import build
 
     try:
-        click.echo(f"report: {build(store)}")
+        click.echo(f"report: {build(store, price=price)}")
     except SerpipeError as error:
         click.echo(f"serpipe: {error}", err=True)
-        return 0 if error.code == "REPORT_NO_LABELS" else EXIT_BROKEN
+        return EXIT_BROKEN
     return 0
 
 
@@ -81,6 +81,7 @@ def report(store: str) -> int:
 @click.option("--date", "night", type=click.DateTime(["%Y-%m-%d"]), help="The night  [default: today]")
 @click.option("--max-failed", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="As of label.")
 @click.option("--shard", metavar="INDEX/COUNT", help="As of label.")
+@click.option("--price", type=float, metavar="AMOUNT", help="As of report: of the machines for an hour.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def nightly(
@@ -90,6 +91,7 @@ def nightly(
     night: datetime | None,
     max_failed: float,
     shard: str | None,
+    price: float | None,
     options: tuple[str, ...],
 ) -> None:
     """Label one night's MANIFEST into STORE and write the report."""
@@ -105,7 +107,7 @@ def nightly(
     )
     if code not in (0, EXIT_QUARANTINE):
         context.exit(code)
-    reported = report(store)
+    reported = report(store, price)
     context.exit(code or reported)
 
 

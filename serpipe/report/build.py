@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import posixpath
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +12,11 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from serpipe.audio.decode import Channels
+from serpipe.errors import UsageError
 from serpipe.redact import redact
 from serpipe.report import charts, clips, embedding_map, episode, figures, page, palette, picks, rounds
 from serpipe.report.rows import DATES, Rows, opened
+from serpipe.report.spent import spent
 from serpipe.store import runs
 from serpipe.store.reading import open as open_store
 from serpipe.store.runs import compared
@@ -52,8 +56,8 @@ def build(
         Where it was written.
 
     Raises:
-        UsageError: `STORE_NOT_FOUND`, `RUN_UNKNOWN`, `GENERATION_UNKNOWN`, `REPORT_NO_LABELS`.
-        StoreError: `STORE_OTHER_VERSION`, `STORE_DAMAGED`.
+        UsageError: `STORE_NOT_FOUND`, `RUN_UNKNOWN`, `GENERATION_UNKNOWN`, `REPORT_FOLDER`, `REPORT_PRICE`.
+        StoreError: `STORE_OTHER_VERSION`, `STORE_DAMAGED`; transient: `STORE_CHANGING`.
 
     Examples:
         >>> import os, tempfile
@@ -64,21 +68,28 @@ def build(
         >>> open(path).read(15)
         '<!doctype html>'
     """
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise UsageError("REPORT_PRICE", f"a price of {price} an hour tells no cost; give an amount, such as 2.5")
+    target = None if out is None else _target(out)
     found = open_store(store)
     with opened(found, run) as rows:
         text = page.render(_content(rows, generation, price))
         last = run or max((known.run_id for known in found.runs()), default="")
-    if out is None:
-        found.storage.put(f"runs/{last}/report.html" if last else "report.html", text.encode())
-        return (
-            posixpath.join(found.storage.shown, "runs", last, "report.html")
-            if last
-            else f"{found.storage.shown}/report.html"
-        )
+    if target is None:
+        target = found.storage, f"runs/{last}/report.html" if last else "report.html"
+    storage, name = target
+    storage.put(name, text.encode())
+    return posixpath.join(storage.shown, name)
+
+
+def _target(out: str) -> tuple[Storage, str]:
+    """The folder of a file, and its name there."""
     folder, _, name = out.rpartition("/")
-    target = Storage(folder or ("/" if out.startswith("/") else "."))
-    target.put(name, text.encode())
-    return posixpath.join(target.shown, name)
+    storage = Storage(folder or ("/" if out.startswith("/") else "."))
+    if not name or (storage.local and os.path.isdir(storage.path(name))):
+        example = posixpath.join(storage.shown, name, "report.html")
+        raise UsageError("REPORT_FOLDER", f"{redact(out)} is a folder; name the file to write, such as {example}")
+    return storage, name
 
 
 def _content(rows: Rows, generation: int | None, price: float | None) -> dict[str, Any]:
@@ -202,8 +213,8 @@ def _done(rows: Rows, price: float | None) -> dict[str, Any]:
     (about,) = rows.all("SELECT count(*) AS recordings, coalesce(sum(duration_s), 0) / 3600 AS hours FROM about")
     (said,) = rows.all("SELECT count(*) AS predictions, count(DISTINCT segment_id) AS segments FROM said")
     records = [known for known in rows.store.runs() if rows.run in (None, known.run_id)]
-    took = [(known.result.get("audio_s") or 0.0, known.result.get("elapsed_s") or 0.0) for known in records]
-    audio_s, elapsed_s = (sum(part) for part in zip(*took, strict=True)) if took else (0.0, 0.0)
+    ended = [known.result for known in records if known.state == "finished" and known.result.get("elapsed_s")]
+    used = spent(rows.store.storage, records)
     failing = rows.store.failing()
     if rows.run is not None:
         failing = failing.filter(pc.equal(failing["run_id"], rows.run))
@@ -218,9 +229,10 @@ def _done(rows: Rows, price: float | None) -> dict[str, Any]:
         "runs": records[-RUNS:][::-1],
         "all_runs": len(records),
         "forecasts": [(known, lines) for known in records[::-1] if (lines := compared(known))][:RUNS],
-        "audio_s": audio_s,
-        "elapsed_s": elapsed_s,
-        "cost": None if price is None or not elapsed_s else price * elapsed_s / 3600,
+        "audio_s": sum(result.get("audio_s") or 0.0 for result in ended),
+        "elapsed_s": sum(result["elapsed_s"] for result in ended),
+        "spent": used,
+        "cost": None if price is None or not used.total_s else price * used.total_s / 3600,
         "price": price,
         "failing": sorted(codes.values(), key=lambda held: (-len(held["recordings"]), held["code"])),
         "failing_recordings": len(failing["recording_id"].unique()),
