@@ -53,14 +53,14 @@ class Beside:
     findings: tuple[Finding, ...]
 
 
-def look(storage: Storage, open_runs: Collection[str]) -> Beside:
+def look(storage: Storage, ended: Collection[str]) -> Beside:
     """Look at what lies beside the tables.
 
     Args:
         storage: the store.
-        open_runs: runs that may still write, and are not judged.
+        ended: runs that may be judged; others still write, or have left what nobody reads.
     """
-    names = [name for name in storage.list("runs/") if name.endswith(".parquet") and _run(name) not in open_runs]
+    names = [name for name in storage.list("runs/") if name.endswith(".parquet") and _run(name) in ended]
     pseudo = storage.list("pseudo_labels/")
     whole = {name.rsplit("/", 1)[0] for name in pseudo if name.endswith("/generation.json")}
     # Without its record a generation is one that was not made to its end, and is made again.

@@ -10,7 +10,7 @@ import pytest
 
 from serpipe.errors import StoreError
 from serpipe.shard import Shard
-from serpipe.store import damage, layout, lease, rewrite, runs, summary
+from serpipe.store import damage, layout, lease, rewrite, runs, summary, version
 from serpipe.store.lease import Lease
 from serpipe.store.reading import Store
 from serpipe.store.retry import retry
@@ -170,3 +170,41 @@ def test_marks_that_cannot_be_read_are_written_anew() -> None:
         world().label(storage)
     verify(storage)
     assert world().label(storage).left == 1
+
+
+def test_killed_where_a_put_is_not_whole(passed: Callable[[str], Pass]) -> None:
+    """As on a file system that writes in place: the first half of an object stands under its name."""
+    seen, tried = passed("first run"), 0
+    puts = [point for point in seen.points if point.operation in ("put", "create") and point.moment == "within"]
+    for point in puts[::2]:
+        whole = seen.states[point.state + 1].get(point.name, b"")
+        storage = store(seen.states[point.state] | {point.name: whole[: len(whole) // 2]})
+        for _ in range(3):
+            refusal = refused(storage)
+            if "delete it" in refusal or version.NAME in refusal:
+                # As the sentence says; nothing writes there.
+                assert point.name in refusal
+                storage.delete(point.name)
+            elif refusal:
+                assert "`serpipe verify" in refusal
+                verify(storage)
+        assert made(storage) == (seen.calm[0], seen.calm[2]), point.name
+        assert verify(storage).findings == ()
+        tried += 1
+    assert tried > 12
+
+
+def refused(storage: Storage) -> str:
+    """Why a run does not begin; nothing where it does, and ends."""
+    try:
+        world().label(storage)
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def test_progress_that_cannot_be_read_is_not_shown() -> None:
+    storage = store(prepare({}, world().label))
+    (record,) = runs.load(storage)
+    storage.put(layout.progress(record.run_id), b'{"at"')
+    assert runs.load_progress(storage, record.run_id) is None
