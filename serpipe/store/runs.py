@@ -167,8 +167,8 @@ class Compared:
     """One figure of a run beside its forecast.
 
     Attributes:
-        what: `wall`, `audio`, `segments`, `quarantine` or `bytes`.
-        unit: `s`, `h`, or empty for a count.
+        what: `wall`, `audio`, `segments`, `quarantine`, `bytes`, or `cost` where a price was given.
+        unit: `s`, `h`, `price` in whatever currency, or empty for a count.
         forecast: what was said.
         actual: what it was.
     """
@@ -198,20 +198,25 @@ def compared(run: Run) -> list[Compared]:
         ...         "segments": {"value": 10.0},
         ...         "quarantined": {"value": 0.0},
         ...         "bytes": {"segments": 40.0},
+        ...         "cost": 5.0,
         ...     },
         ... )
         >>> [(line.what, line.ratio) for line in compared(run)]
-        [('wall', 0.9), ('audio', 2.0), ('segments', 0.9), ('quarantine', None), ('bytes', 1.25)]
+        [('wall', 0.9), ('audio', 2.0), ('segments', 0.9), ('quarantine', None), ('bytes', 1.25), ('cost', 0.9)]
     """
     said, was = run.forecast, run.result
     if not said or "elapsed_s" not in was:
         return []
+    # The forecast's machines for as long as it truly took; whether the run had those is not known here.
+    cost = said.get("cost")
+    costs = [Compared("cost", "price", cost, cost / said["wall_s"] * was["elapsed_s"])] if cost else []
     return [
         Compared("wall", "s", said["wall_s"], was["elapsed_s"]),
         Compared("audio", "h", said["work"]["audio_s"]["value"] / 3600, was["audio_s"] / 3600),
         Compared("segments", "", said["segments"]["value"], was["segments"]),
         Compared("quarantine", "", said["quarantined"]["value"], was["failed"]),
         Compared("bytes", "", sum(said["bytes"].values()), was["bytes"]),
+        *costs,
     ]
 
 
@@ -221,8 +226,11 @@ def told(line: Compared) -> str:
     Examples:
         >>> told(Compared("wall", "s", 100.0, 90.0)), told(Compared("quarantine", "", 0.0, 2))
         ('wall: forecast 100 s, was 90 s (0.90)', 'quarantine: forecast 0, was 2')
+        >>> told(Compared("cost", "price", 2.5, 2.0))
+        'cost: forecast 2.50, was 2.00 (0.80)'
     """
-    form, unit = (",.2f", " h") if line.unit == "h" else (",.0f", f" {line.unit}" if line.unit else "")
+    form = ",.2f" if line.unit in ("h", "price") else ",.0f"
+    unit = f" {line.unit}" if line.unit in ("s", "h") else ""
     ratio = "" if line.ratio is None else f" ({line.ratio:.2f})"
     return f"{line.what}: forecast {line.forecast:{form}}{unit}, was {line.actual:{form}}{unit}{ratio}"
 

@@ -19,6 +19,7 @@ from serpipe.errors import SerpipeError, UsageError
 from serpipe.models.registry import resolve
 from serpipe.rehearsal import Company, Crew, labelling, rehearse
 from serpipe.rehearsal.company import Clock
+from serpipe.store import runs
 from serpipe.store.storage import Storage
 from tests.bench import Bench, write_archive
 
@@ -163,12 +164,19 @@ def test_a_run_sets_what_it_took_beside_its_forecast(tmp_path: Path) -> None:
     archive, store, told = (str(tmp_path / name) for name in ("archive", "store", "forecast.json"))
     write_archive(Path(archive))
     words = [archive, store, "--segment", SEGMENTATION]
-    for command in (["plan", *words, "--rehearse", "2", "--out", told], ["label", *words, "--forecast", told]):
+    planned = ["plan", *words, "--rehearse", "2", "--price-cpu-hour", "0.04", "--out", told]
+    for command in (planned, ["label", *words, "--forecast", told]):
         done = CliRunner().invoke(main, [*command, *(["--max-failed", "1"] if command[0] == "label" else [])])
         assert done.exit_code == 0, done.output
     shown = CliRunner().invoke(main, ["status", store]).output
-    for what in ("wall", "audio", "segments", "quarantine", "bytes"):
+    for what in ("wall", "audio", "segments", "quarantine", "bytes", "cost"):
         assert f"\n  {what}: forecast " in shown
+    (run,) = runs.load(Storage(store))
+    ratios = {line.what: line.ratio for line in runs.compared(run)}
+    # Mostly start: the Ray of the tests runs already, and other tests may run beside it.
+    assert 0.2 < (ratios["wall"] or 0.0) < 5
+    assert ratios["cost"] == pytest.approx(ratios["wall"])
+    assert ratios["segments"] == pytest.approx(1.0, abs=0.2)
 
 
 @pytest.mark.slow

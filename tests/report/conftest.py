@@ -19,6 +19,7 @@ from serpipe.report import build
 from serpipe.store import commit, ledger, runs, schemas
 from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
+from serpipe.testing.labelled import MadeUpModel, write_labelled_store
 from tests.bench import SEGMENTATION, Bench
 
 HOSTILE = '<img src=x onerror="window.pwned=1">'
@@ -30,6 +31,9 @@ ENDS_SCRIPT = "feed b/<"
 SECRET = "AKIAIOSFODNN7EXAMPLE"
 
 SPOKEN = ("label", "confidence", "labels", "scores", "logits", "emotion", "emotion_scores", "mapped_mass")
+
+
+LEVELS = ["low/negative", "low/neutral", "high/positive"]
 
 
 def write_archive(folder: Path, *, recordings: int, seconds: float) -> Path:
@@ -56,7 +60,7 @@ def write_store(root: Path, archive: Path, *, recordings: int, seconds: float) -
     Bench(listed, ("embedded",)).run(storage)
     (known,) = runs.load(storage)
     result = {"audio_s": recordings * seconds, "elapsed_s": 3.0, "failed": 1, "segments": 9, "bytes": 50}
-    told = {"wall_s": 4.0, "bytes": {"segments": 40.0}}
+    told = {"wall_s": 4.0, "cost": 2.0, "bytes": {"segments": 40.0}}
     told |= {"segments": {"value": 10.0}, "quarantined": {"value": 0.0}, "work": {"audio_s": {"value": 3600.0}}}
     record = replace(known, manifest=str(listed), asked={"channels": "mix"}, forecast=told)
     runs.finish(storage, record, result=result)
@@ -116,6 +120,23 @@ def add_model(storage: Storage, model: str, rows: pa.Table, *, run: str) -> None
     commit.write(storage, commit.Commit(name=name, audio=audio, models=[part], **empty_tables))
 
 
+def add_levels(store: serpipe.Store, after: str, *, name: str) -> None:
+    """Add a model that gives levels of arousal and valence, no emotions, to every segment of another."""
+    rows = silent(serpipe.open(store.storage.root).predictions(after))
+    count, random = rows.num_rows, np.random.default_rng(1)
+    columns = {
+        "label": pa.array(random.choice(LEVELS, count)),
+        "confidence": pa.array(random.uniform(0.4, 1.0, count), pa.float32()),
+        "labels": pa.array([LEVELS] * count),
+        "scores": pa.array([[0.6, 0.3, 0.1]] * count),
+        "logits": pa.array([[0.6, 0.3, 0.1]] * count),
+    }
+    for column, values in columns.items():
+        kind = schemas.PREDICTIONS.field(column).type
+        rows = rows.set_column(rows.schema.get_field_index(column), column, values.cast(kind))
+    add_model(store.storage, name, rows, run="20300102T000000000000Z-00000009")
+
+
 def write_calls(root: Path, archive: Path, *, calls: int = 2, seconds: float = 16.0) -> str:
     """Label calls of two voices, a channel each, as `--channels split` does."""
     for number in range(calls):
@@ -151,3 +172,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def page(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its report."""
     return Path(build(store, str(tmp_path_factory.mktemp("page") / "report.html"), price=3.5))
+
+
+@pytest.fixture(scope="session")
+def pages(page: Path, calls: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports of stores that differ: the usual one, calls of two channels, words that are no emotions, one model."""
+    folder = tmp_path_factory.mktemp("pages")
+    both, alone = str(folder / "both"), str(folder / "alone")
+    write_labelled_store(both, [MadeUpModel(name="hubert"), MadeUpModel(name="wav2vec2")], recordings=30, feeds=14)
+    add_levels(serpipe.open(both), "hubert", name="exhubert")
+    write_labelled_store(alone, [MadeUpModel(name="only")], recordings=3)
+    stores = {"calls": calls, "words": both, "alone": alone}
+    return {"usual": page} | {name: Path(build(root, str(folder / f"{name}.html"))) for name, root in stores.items()}

@@ -73,6 +73,7 @@ def test_it_sets_a_run_beside_its_forecast(page: Path) -> None:
     text = re.sub(r"\s*<[^>]+>\s*", " ", page.read_text())
     assert "wall in s 4 3 0.75" in re.sub(r" +", " ", text)
     assert "quarantine 0 1 –" in re.sub(r" +", " ", text)
+    assert "cost 2.00 1.50 0.75" in re.sub(r" +", " ", text)
 
 
 def test_the_report_lies_beside_the_last_run_by_default(store: str) -> None:
