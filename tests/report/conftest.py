@@ -179,7 +179,9 @@ def pages(page: Path, calls: str, tmp_path_factory: pytest.TempPathFactory) -> d
     """Reports of stores that differ: the usual one, calls of two channels, words that are no emotions, one model."""
     folder = tmp_path_factory.mktemp("pages")
     both, alone = str(folder / "both"), str(folder / "alone")
-    write_labelled_store(both, [MadeUpModel(name="hubert"), MadeUpModel(name="wav2vec2")], recordings=30, feeds=14)
+    write_labelled_store(
+        both, [MadeUpModel(name="hubert"), MadeUpModel(name="wav2vec2")], recordings=30, segments=8, feeds=14
+    )
     add_levels(serpipe.open(both), "hubert", name="exhubert")
     write_labelled_store(alone, [MadeUpModel(name="only")], recordings=3)
     stores = {"calls": calls, "words": both, "alone": alone}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import soundfile
@@ -21,29 +20,10 @@ from serpipe.errors import StoreError
 from serpipe.report import build, episode, figures, picks
 from serpipe.report import rows as rows_module
 from serpipe.report.rows import opened
-from serpipe.store import ledger, rewrite, schemas
+from serpipe.store import ledger, rewrite
 from serpipe.store.storage import Storage
 from serpipe.testing.labelled import MadeUpModel, write_labelled_store
-from tests.report.conftest import add_model, silent
-
-LEVELS = ["low/negative", "low/neutral", "high/positive"]
-
-
-def _levels(store: serpipe.Store, after: str, *, name: str) -> None:
-    """Add a model that gives levels of arousal and valence, no emotions, to every segment of another."""
-    rows = silent(serpipe.open(store.storage.root).predictions(after))
-    count, random = rows.num_rows, np.random.default_rng(1)
-    columns = {
-        "label": pa.array(random.choice(LEVELS, count)),
-        "confidence": pa.array(random.uniform(0.4, 1.0, count), pa.float32()),
-        "labels": pa.array([LEVELS] * count),
-        "scores": pa.array([[0.6, 0.3, 0.1]] * count),
-        "logits": pa.array([[0.6, 0.3, 0.1]] * count),
-    }
-    for column, values in columns.items():
-        kind = schemas.PREDICTIONS.field(column).type
-        rows = rows.set_column(rows.schema.get_field_index(column), column, values.cast(kind))
-    add_model(store.storage, name, rows, run="20300102T000000000000Z-00000009")
+from tests.report.conftest import LEVELS, add_levels
 
 
 def _text(store: str, folder: Path) -> str:
@@ -56,7 +36,7 @@ def test_a_model_without_emotions_takes_nobodys_word(tmp_path: Path) -> None:
     write_labelled_store(root, [MadeUpModel(name="hubert"), MadeUpModel(name="wav2vec2", skill=1.0)], recordings=2)
     with opened(serpipe.open(root)) as before:
         expected = figures.disagreement(before, figures.models(before))
-    _levels(serpipe.open(root), "hubert", name="exhubert")
+    add_levels(serpipe.open(root), "hubert", name="exhubert")
     with opened(serpipe.open(root)) as rows:
         known = figures.models(rows)
         assert [model.name for model in known] == ["hubert", "wav2vec2", "exhubert"]
@@ -76,7 +56,7 @@ def test_a_model_without_emotions_takes_nobodys_word(tmp_path: Path) -> None:
 def test_emotions_come_first_whatever_a_models_name(tmp_path: Path) -> None:
     root = str(tmp_path / "s")
     write_labelled_store(root, [MadeUpModel(name="hubert")], recordings=2)
-    _levels(serpipe.open(root), "hubert", name="exhubert")
+    add_levels(serpipe.open(root), "hubert", name="exhubert")
     text = _text(root, tmp_path)
     assert "What hubert named" in text
     assert "No two models here can say the same two emotions" in text
@@ -116,7 +96,7 @@ def test_one_model_alone_has_a_page(tmp_path: Path) -> None:
 def test_levels_alone_have_a_page(tmp_path: Path) -> None:
     root = str(tmp_path / "s")
     write_labelled_store(root, [MadeUpModel(name="plain", taxonomy="dimensions")], recordings=2)
-    _levels(serpipe.open(root), "plain", name="exhubert")
+    add_levels(serpipe.open(root), "plain", name="exhubert")
     text = _text(root, tmp_path)
     assert "What exhubert named" in text
     assert all(level in text for level in LEVELS)
