@@ -133,7 +133,7 @@ def evaluate(
 @click.argument("store")
 @click.option("--generation", type=click.IntRange(min=1), required=True, help="Whose student.")
 @_GOLD
-@click.option("--final", is_flag=True, help="Score gold's final split as well, which can be done once.")
+@click.option("--final", is_flag=True, help="Score gold's final split of a promoted student, which can be done once.")
 def promote(store: str, generation: int, gold: str, final: bool) -> None:
     """Apply the gates to a generation's student; only one that passes may teach. Exit 4 where it is refused.
 
@@ -149,7 +149,9 @@ def promote(store: str, generation: int, gold: str, final: bool) -> None:
     made = run(store, generation, gold)
     for line in lines(made):
         click.echo(line)
-    if final:
+    if final and made.status == "refused":
+        click.echo("the final split, which judges once, was not spent on a refused student")
+    elif final:
         figures: dict[str, Any] = score_final(store, generation, gold)
         click.echo(f"final split, scored once: UA {figures['recall_macro_ua']}, WA {figures['accuracy_wa']}")
     if made.status == "refused":
