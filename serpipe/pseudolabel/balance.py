@@ -224,7 +224,7 @@ class Selection:
     Args:
         recipe: the recipe.
         classes: of the generation.
-        first: whether it is the store's first generation, for the budget.
+        first: whether no promoted student teaches, for the budget.
     """
 
     def __init__(self, recipe: Recipe, classes: Sequence[str], *, first: bool) -> None:

@@ -43,7 +43,8 @@ class Teacher(_Section):
     fp: str | None = _field(None, "model fingerprint; needed only where the store has several")
     lineage: str | None = _field(
         None,
-        "models that share a lineage share one vote; unset: the family it belongs to in serpipe, else its own name",
+        "models that share a lineage share one vote; unset: the family it belongs to in serpipe, else its own name; "
+        "students are one, and no witness beside models from elsewhere",
         "seed, base and large of emotion2vec+ taught one another, and the superb models all learnt IEMOCAP",
     )
     weight: float = Field(default=1.0, gt=0, description="of its lineage's vote", json_schema_extra={"source": _OURS})
@@ -58,7 +59,11 @@ class Calibrate(_Section):
         "from 500 gold segments on",
         "Guo et al. 2017 (temperature and vector scaling); the 500 from common practice",
     )
-    split: str = _field("cal", "gold split it is fitted on; where gold has none of it: `dev`, then `train`")
+    split: str = _field(
+        "cal",
+        "gold split it is fitted on; where gold has none of it: `dev`, then `train`, which "
+        "students have learnt and are not fitted on",
+    )
 
 
 class Quality(_Section):
@@ -169,8 +174,12 @@ class Caps(_Section):
 class Budget(_Section):
     """How many hours a generation may keep, as a share of what was considered."""
 
-    first: Share = _field(0.05, "of the first generation", "emotion2vec+ kept 2.9 % of 160,000 h in its first round")
-    later: Share = _field(0.3, "of every later one", "and 26.5 % in its second")
+    first: Share = _field(
+        0.05,
+        "of a generation that no promoted student teaches",
+        "emotion2vec+ kept 2.9 % of 160,000 h in its first round",
+    )
+    later: Share = _field(0.3, "of one that a promoted student teaches", "and 26.5 % in its second")
     least_hours: float = Field(
         default=10.0,
         ge=0,
@@ -206,7 +215,7 @@ class Recipe(_Section):
         (True, False)
     """
 
-    seed: int = _field(0, "decides ties and splits")
+    seed: int = _field(0, "decides ties and which kept rows are held out")
     audio: str | None = _field(
         None, "audio fingerprint; needed only where the store's recordings were cut several ways"
     )
