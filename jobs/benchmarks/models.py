@@ -58,7 +58,7 @@ MEASURE_S = {"full": 1.0, "tiny": 0.05}
 QUICK_S, LONG_S = {"full": 30.0, "tiny": 6.0}, {"full": 120.0, "tiny": 6.0}
 """Seconds of utterances that the adapter labels for one; a GPU and a small model get more."""
 
-WARM_S, WARM_AUDIO_S = 30.0, 12.0
+WARM_S, WARM_AUDIO_S = 30.0, 8.0
 """How long the size of a micro-batch is sought, at most, and on how much audio, at least."""
 
 
@@ -145,7 +145,8 @@ def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -
         if not sizes.settled:
             sizes.record(size, audio_s=sum(map(len, those)) / SAMPLE_RATE, busy_s=meter.busy_s)
 
-    some = beginning(clips, max(WARM_AUDIO_S, 2 * lanes.CUDA_LANES * sizes.seconds))
+    at_once = lanes.CUDA_LANES if device == "cuda" else 1
+    some = beginning(clips, max(WARM_AUDIO_S, 2 * at_once * sizes.seconds))
     began = time.perf_counter()
     while not sizes.settled and time.perf_counter() - began < WARM_S:
         label(some)
