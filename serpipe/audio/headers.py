@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from serpipe.audio.backends import Undecodable, backends_for, open_track
@@ -100,6 +101,9 @@ def _by_one_child(
 
 def _child(parent: int, rows: list[tuple[int, dict[str, Any]]], scratch: str, tell: Any) -> None:
     end_with(parent)
+    # Here, for they would count as a header's time.
+    for codecs in ("av", "soundfile"):
+        import_module(codecs)
     tell.send(None)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for place, path in _at_hand(rows, scratch, pool):

@@ -88,15 +88,16 @@ class Remote:
                 self.tags.add(tag)
             if answer.status == 206:
                 self._learn(answer.headers.get("Content-Range", "").rpartition("/")[2])
-                return bytes(await answer.read())
-            self._learn(answer.headers.get("Content-Length", ""))
-            if span.start:
+            elif span.start:
                 raise NoRangesError
+            else:
+                self._learn(answer.headers.get("Content-Length", ""))
             data = bytearray()
-            while len(data) < span.end and (more := await answer.content.read(span.end - len(data))):
+            while (left := span.end - span.start - len(data)) > 0 and (more := await answer.content.read(left)):
                 data += more
-            # The rest of it does not travel.
-            answer.close()
+            if answer.status != 206:
+                # The rest of it does not travel.
+                answer.close()
             return bytes(data)
 
     def _learn(self, size: str) -> None:
