@@ -1,7 +1,8 @@
-"""What lies beside the tables and can be damaged too: runs' catalogues and plans, generations of pseudo-labels."""
+"""What lies beside the tables and can be damaged too: catalogues and plans of runs, pseudo-labels, passports."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import defaultdict
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from serpipe.store import parquet, seal
 from serpipe.store.damage import Finding
+from serpipe.store.look import Seen
 from serpipe.store.storage import Storage
 
 AT_ONCE = 4
@@ -69,6 +71,23 @@ def look(storage: Storage, ended: Collection[str]) -> Beside:
         seen = [file for file in pool.map(lambda name: _look(storage, name), names) if file is not None]
     findings = [*_of_runs(seen), *_of_generations(seen)]
     return Beside(len(seen), sum(file.size for file in seen), tuple(findings))
+
+
+def passports(storage: Storage, whole: Iterable[Seen]) -> Iterator[Finding]:
+    """Passports that footers name and that are not there.
+
+    Args:
+        storage: the store.
+        whole: files that were looked at, and are whole.
+    """
+    there = {hashlib.sha256(storage.get(name)).hexdigest() for name in storage.list("passports/")}
+    missing: dict[tuple[str, str], int] = defaultdict(int)
+    for found in whole:
+        if found.table == "predictions" and found.facts["passport"] and found.facts["passport"] not in there:
+            missing[found.partition["model"], found.partition["fp"]] += 1
+    for (model, fp), files in sorted(missing.items()):
+        message = f"{files:,} files name a passport of model {model}, fp {fp} that is not there, or was changed"
+        yield Finding(code="PASSPORT_MISSING", file="passports/", message=message, remedy="none")
 
 
 def _run(name: str) -> str:

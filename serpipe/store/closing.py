@@ -42,8 +42,9 @@ def close_interrupted(storage: Storage, shard: Shard | None = None) -> list[Clos
         StoreError: `STORE_REWRITING`, a rewrite was interrupted, and a shard alone may not finish it; `STORE_DAMAGED`,
             something needed for it cannot be read.
     """
+    found, damaged = runs.readable(storage)
     if shard is None:
-        runs.mend(storage)
+        found += [runs.made_anew(storage, run_id) for run_id in damaged]
         if rewrite.under_way(storage):
             # A rewrite that meets damage goes no further; what `verify` has marked since is made good first.
             mend.mend(storage)
@@ -54,7 +55,9 @@ def close_interrupted(storage: Storage, shard: Shard | None = None) -> list[Clos
             f"taking units out of {storage.shown} was interrupted, and a run of one shard may not finish it; "
             "`serpipe label` without --shard, `retry` or `gc` does",
         )
-    return [_close(storage, record) for record in runs.unfinished(storage) if _concerns(record, shard)]
+    elif damaged:
+        raise runs.unreadable(storage, damaged)
+    return [_close(storage, record) for record in found if record.open and _concerns(record, shard)]
 
 
 def _concerns(record: runs.Run, shard: Shard | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -95,12 +96,17 @@ def load(storage: Storage) -> list[Run]:
     """
     found, damaged = readable(storage)
     if damaged:
-        raise StoreError(
-            "STORE_DAMAGED",
-            f"{storage.path(layout.run(damaged[0]))} is not a run's record as serpipe writes it; the next "
-            "`serpipe label` without --shard, `retry` or `gc` makes a new one from what the run has written",
-        )
+        raise unreadable(storage, damaged)
     return found
+
+
+def unreadable(storage: Storage, damaged: Sequence[str]) -> StoreError:
+    """What is said of records that cannot be read."""
+    return StoreError(
+        "STORE_DAMAGED",
+        f"{storage.path(layout.run(damaged[0]))} is not a run's record as serpipe writes it; the next `serpipe label` "
+        "without --shard, `retry` or `gc` makes a new one from what the run has written",
+    )
 
 
 def readable(storage: Storage) -> tuple[list[Run], list[str]]:
@@ -120,20 +126,16 @@ def _parsed(text: bytes) -> Run | None:
         return None
 
 
-def mend(storage: Storage) -> int:
-    """Make records that cannot be read anew, as of runs that did not end: what they have written tells enough to close.
+def made_anew(storage: Storage, run_id: str) -> Run:
+    """A record for a run whose own cannot be read, as of one that did not end: what it wrote tells enough to close it.
 
-    For the holder of the whole store's lease.
-
-    Returns:
-        How many there were.
+    Args:
+        storage: the store.
+        run_id: the run.
     """
-    _, damaged = readable(storage)
-    for run_id in damaged:
-        models, audio = _written_by(storage, run_id)
-        made_anew = {"record": "damaged, and made anew"}
-        save(storage, Run(run_id=run_id, started=_began(run_id), audio=audio, models=models, result=made_anew))
-    return len(damaged)
+    models, audio = _written_by(storage, run_id)
+    result = {"record": "damaged, and made anew"}
+    return Run(run_id=run_id, started=_began(run_id), audio=audio, models=models, result=result)
 
 
 def _began(run_id: str) -> str:

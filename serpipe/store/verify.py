@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +77,7 @@ def verify(storage: Storage) -> Verified:
         findings += _of_segments(whole, entries, judged)
         findings += _of_recordings(whole, entries, judged)
         findings += _of_failures(whole, entries, judged.runs)
-        findings += _of_passports(storage, whole)
+        findings += beside.passports(storage, whole)
         # One that began meanwhile has moved rows under these eyes.
         if rewrite.under_way(storage):
             raise _rewriting(storage)
@@ -360,18 +359,6 @@ def _of_failures(whole: list[Seen], entries: pa.Table, every: list[runs.Run]) ->
     if untold.num_rows:
         message = "units that failed, whole or in part, and no row of quarantine says why; they are tried again"
         yield Finding(code="FAILURES_UNTOLD", file="", message=message, remedy="again", units=untold)
-
-
-def _of_passports(storage: Storage, whole: list[Seen]) -> Iterator[Finding]:
-    """Passports that footers name."""
-    there = {hashlib.sha256(storage.get(name)).hexdigest() for name in storage.list("passports/")}
-    missing: dict[tuple[object, ...], int] = defaultdict(int)
-    for found in whole:
-        if found.table == "predictions" and found.facts["passport"] and found.facts["passport"] not in there:
-            missing[_labels(found)[:2]] += 1
-    for (model, fp), files in sorted(missing.items()):
-        message = f"{files:,} files name a passport of model {model}, fp {fp} that is not there, or was changed"
-        yield Finding(code="PASSPORT_MISSING", file="passports/", message=message, remedy="none")
 
 
 def _labels(found: Seen) -> tuple[object, ...]:
