@@ -211,7 +211,9 @@ _TIME = {
 def _done(rows: Rows, price: float | None) -> dict[str, Any]:
     """What was done, what it took, what failed."""
     (about,) = rows.all("SELECT count(*) AS recordings, coalesce(sum(duration_s), 0) / 3600 AS hours FROM about")
-    (said,) = rows.all("SELECT count(*) AS predictions, count(DISTINCT segment_id) AS segments FROM said")
+    (said,) = rows.all(
+        "SELECT count(*) AS predictions, count(DISTINCT segment_id) AS segments, max(channel) > 0 AS voices FROM said"
+    )
     records = [known for known in rows.store.runs() if rows.run in (None, known.run_id)]
     ended = [known.result for known in records if known.state == "finished" and known.result.get("elapsed_s")]
     used = spent(rows.store.storage, records)

@@ -120,7 +120,9 @@ def _alike(heard: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
 
 
 def test_a_call_is_heard_channel_by_channel(calls: str, tmp_path: Path) -> None:
-    heard = _embedded(Path(build(calls, str(tmp_path / "report.html"))).read_text())
+    page = Path(build(calls, str(tmp_path / "report.html"))).read_text()
+    heard = _embedded(page)
+    assert re.search(r"call 1.wav, channel 2 <span>", page)
     with opened(serpipe.open(calls)) as rows:
         figures.disagreement(rows, [])
         chosen = episode.choose(rows, "embedded", None)
