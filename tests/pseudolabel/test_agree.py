@@ -45,6 +45,19 @@ def test_models_of_one_lineage_have_one_vote() -> None:
     assert together.votes.max() == 2
 
 
+def test_what_is_no_witness_weighs_in_the_label_and_makes_no_agreement() -> None:
+    first, second, pupil = votes(1), votes(2), votes(3)
+    found = agree.consensus([first, second, pupil], ["a", "b", "c"], [1.0, 1.0, 2.0], [True, True, False])
+    np.testing.assert_allclose(found.soft, (first + second + 2 * pupil) / 4)
+    np.testing.assert_allclose(found.jsd, jensenshannon(first, second, axis=0) ** 2, atol=1e-9)
+    agreed = sum((part.argmax(axis=0) == found.label).astype(int) for part in (first, second))
+    np.testing.assert_array_equal(found.votes, agreed)
+    alone = agree.consensus([first, pupil], ["a", "c"], [1.0, 5.0], [True, False])
+    # One witness has nobody to agree with.
+    assert (alone.votes == 1).all()
+    assert not alone.jsd.any()
+
+
 def test_a_missing_teacher_is_no_vote_and_no_number() -> None:
     first, second = votes(1, count=3), votes(2, count=3)
     second[:, 1] = np.nan

@@ -14,7 +14,9 @@ import pytest
 import serpipe
 from serpipe.errors import ModelError, UsageError
 from serpipe.models.registry import resolve
+from serpipe.pseudolabel import generation
 from serpipe.pseudolabel import relabel as module
+from serpipe.pseudolabel.recipe import Recipe, Teacher
 from serpipe.pseudolabel.relabel import relabel
 from serpipe.store import runs
 from serpipe.store.storage import Storage
@@ -100,6 +102,12 @@ def test_without_embeddings_it_says_what_to_do(labelled: Path, tmp_path: Path) -
     Bench(labelled / "archive", ("mel-statistics",), embeddings="none").run(Storage(bare))
     with pytest.raises(UsageError, match=r"RELABEL_NO_EMBEDDINGS: .* keep no embeddings"):
         relabel(bare, str(labelled / "student"), name="probe-1")
+
+
+def test_a_student_from_elsewhere_has_passed_no_gates_here(labelled: Path, store: str) -> None:
+    relabel(store, str(labelled / "student"), name="other")
+    with pytest.raises(UsageError, match="TEACHER_NOT_PROMOTED: student other has passed no gates of this store"):
+        generation.make(store, Recipe(teachers=(Teacher(model="other"),)))
 
 
 def test_a_folder_without_a_student_is_refused(store: str, tmp_path: Path) -> None:

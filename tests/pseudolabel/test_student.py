@@ -1,0 +1,45 @@
+"""Students are known by their weights: under any name, wherever they lie, and after another took their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from serpipe.errors import ModelError
+from serpipe.models.registry import resolve
+from serpipe.pseudolabel import student
+from serpipe.store.storage import Storage
+from tests.models.test_probe import write_student
+
+
+def test_a_remote_student_that_was_trained_again_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path / "cache"))
+    place = f"memory://{tmp_path.name}/students/generation=1"
+    for seed in (0, 1):
+        local = write_student(tmp_path / f"seed-{seed}", seed=seed)
+        for file in Path(local).iterdir():
+            fsspec.filesystem("memory").pipe_file(f"{place}/{file.name}", file.read_bytes())
+        found = student.at(place, "probe-1")
+        assert (found.fp, found.location) == (resolve(f"x={local}").fp, place)
+    with pytest.raises(ModelError, match="MODEL_WEIGHTS_MISSING: there is no student at memory://nowhere"):
+        student.localised("memory://nowhere")
+
+
+def test_what_is_known_of_weights_grows_and_is_not_unlearnt(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("passports/any-00-x.json", b'{"weights_sha256": "aa"}')
+    assert student.origin(storage, "any", "00") is None
+    student.register(storage, "aa", None, here=False)
+    assert student.origin(storage, "any", "00") == student.Origin((), here=False)
+    for number in (2, 1):
+        student.register(storage, "aa", number, here=True)
+    student.register(storage, "aa", 7, here=False)
+    assert student.origin(storage, "any", "00") == student.Origin((1, 2), here=True)
+    # What no passport speaks of goes by its name.
+    called = {
+        name: student.origin(storage, name, "11") for name in ("probe-3", "probe-gold", "finetuned-probe-gold", "a")
+    }
+    generations = {name: origin and origin.generations for name, origin in called.items()}
+    assert generations == {"probe-3": (3,), "probe-gold": (0,), "finetuned-probe-gold": (0,), "a": None}
