@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from serpipe.errors import SerpipeError
 from serpipe.rehearsal import _ended, decoding, labelling, summary
-from serpipe.rehearsal.company import Decoded, Labelled, Pace
+from serpipe.rehearsal.company import Clock, Company, Decoded, Labelled, Pace
+from serpipe.testing import write_speech
+from tests.audio.test_stage import row, table
+from tests.audio.web import served
 
 
 def labelled(**paces: Pace) -> Labelled:
@@ -101,3 +108,46 @@ def test_what_a_child_that_ended_took_is_counted() -> None:
     code = "import time\nwhile time.process_time() < 0.3: pass\nprint(time.process_time())"
     took_s = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert decoding._cpu_s() - before_s >= 0.9 * took_s
+
+
+def test_the_next_batch_of_a_remote_archive_is_fetched_meanwhile_as_in_a_run(tmp_path: Path) -> None:
+    """Half a second a file of the network, and models that take as long: only the first file is waited for."""
+    (tmp_path / "archive").mkdir()
+    for number in range(6):
+        write_speech(tmp_path / "archive" / f"{number}.wav", seconds=20.0, seed=number)
+    bytes_each = (tmp_path / "archive" / "0.wav").stat().st_size
+    company = Company(
+        decoders=1,
+        decode={"segmentation": "whole", "speech": False},
+        crews=(),
+        gpu=False,
+        embeddings="none",
+        audio="0" * 16,
+        bundle_bytes=1,
+    )
+    never = SimpleNamespace(value=float("inf"))
+    clock = Clock(SimpleNamespace(wait=lambda: None), SimpleNamespace(value=0.0), never)
+    packs: queue.Queue[object] = queue.Queue(maxsize=1)
+    told: queue.Queue[tuple[object, ...]] = queue.Queue()
+
+    def label() -> None:
+        while packs.get() is not None:
+            time.sleep(0.7)
+
+    model = threading.Thread(target=label)
+    model.start()
+    with served(tmp_path / "archive", bytes_per_s=2 * bytes_each) as site:
+        batches = [
+            ("wav", table([row(f"{site.url}/{number}.wav")]).append_column("work_s", pa.array([20.0])))
+            for number in range(6)
+        ]
+        decoding.work(batches, company, clock, [packs], told)
+    packs.put(None)
+    model.join()
+    assert told.get()[0] == "decoder"
+    word, done, *_ = told.get()
+    assert word == "decoded", done
+    assert [(batch.ended, batch.failed) for batch in done] == [(1, 0)] * 6
+    assert [batch.audio_s for batch in done] == pytest.approx([20.0] * 6)
+    assert done[0].busy_s > 0.45
+    assert done[-1].busy_s < done[0].busy_s - 0.25

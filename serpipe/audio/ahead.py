@@ -23,7 +23,7 @@ READ_AHEAD_BYTES = 64 << 20
 class Copy:
     """A recording at a path that can be read between `__enter__` and `close`."""
 
-    def __init__(self, row: dict[str, Any], pool: ThreadPoolExecutor, *, in_part: bool) -> None:
+    def __init__(self, row: dict[str, Any], pool: ThreadPoolExecutor, *, in_part: bool = False) -> None:
         given = row.get("given") if in_part else None
         self._part = Part([(one["start_s"], one["end_s"]) for one in given]) if given else None
         facts = {name: row.get(name) for name in ("query", "size", "etag")}

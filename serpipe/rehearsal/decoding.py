@@ -6,16 +6,20 @@ import os
 import queue
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from serpipe.audio.ahead import Copy
 from serpipe.audio.recording import UNIT_S
 from serpipe.audio.source import is_remote
 from serpipe.audio.stage import Decode
+from serpipe.errors import AudioError
 from serpipe.models.contract import SAMPLE_RATE
 from serpipe.pack import rows_of
 from serpipe.rehearsal.company import Batch, Clock, Company, Decoded, heard_s
@@ -46,23 +50,59 @@ def work(batches: Sequence[Batch], company: Company, clock: Clock, packs: Sequen
         done: list[Decoded] = []
         before_s, cpu_s = _cpu_s(), 0.0
         gate = _Gate(clock, packs[0])
-        for kind, rows in batches:
-            if clock.over:
-                break
-            batch = Decoded(kind)
-            done.append(batch)
-            for pack in _decoded(decode, rows, batch):
-                gate.give(pack.combine_chunks())
-            if _in_part(rows):
-                # The child that is given up is replaced here, not in the next batch's time.
-                cpu_s += _cpu_s() - before_s
-                decode = _warm(company)
-                before_s = _cpu_s()
+        with closing(_one_ahead(batches)) as coming:
+            for kind, ahead in coming:
+                if clock.over:
+                    break
+                batch = Decoded(kind)
+                done.append(batch)
+                for pack in _decoded(decode, ahead, batch):
+                    gate.give(pack.combine_chunks())
+                if _in_part(ahead.rows):
+                    # The child that is given up is replaced here, not in the next batch's time.
+                    cpu_s += _cpu_s() - before_s
+                    decode = _warm(company)
+                    before_s = _cpu_s()
         cpu_s += _cpu_s() - before_s
         gate.empty()
         told.put(("decoded", done, cpu_s, gate.waited))
     except BaseException as error:
         told.put(("failed", error))
+
+
+class _Ahead:
+    """A batch whose first file is fetched while the batch before is decoded, as a run fetches its next read task's."""
+
+    def __init__(self, rows: pa.Table, pool: ThreadPoolExecutor) -> None:
+        self.rows = rows
+        self._copy = Copy(rows.slice(0, 1).to_pylist()[0], pool)
+
+    def at_hand(self) -> pa.Table:
+        """The batch with that file where it was copied to; what cannot be had is told by decoding it."""
+        try:
+            uris = [self._copy.__enter__(), *self.rows["uri"].to_pylist()[1:]]
+        except AudioError:
+            return self.rows
+        column = self.rows.schema.get_field_index("uri")
+        return self.rows.set_column(column, self.rows.schema.field(column), pa.array(uris, pa.string()))
+
+    def close(self) -> None:
+        """Delete what was copied."""
+        self._copy.close()
+
+
+def _one_ahead(batches: Sequence[Batch]) -> Generator[tuple[str, _Ahead], None, None]:
+    """Batches, the next one's first file on its way while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: list[_Ahead] = []
+        try:
+            for place, (kind, _) in enumerate(batches):
+                coming += [_Ahead(rows, pool) for _, rows in batches[place + len(coming) : place + 2]]
+                yield kind, coming[0]
+                coming.pop(0).close()
+        finally:
+            for ahead in coming:
+                ahead.close()
 
 
 class _Gate:
@@ -115,11 +155,13 @@ def _in_part(rows: pa.Table) -> bool:
     return rows.num_rows == 1 and not is_remote(rows["uri"][0].as_py()) and rows["work_s"][0].as_py() > ENOUGH_S
 
 
-def _decoded(decode: Decode, rows: pa.Table, batch: Decoded) -> Iterator[pa.Table]:
+def _decoded(decode: Decode, ahead: _Ahead, batch: Decoded) -> Iterator[pa.Table]:
     """Decode a batch and note what it took."""
-    part = _in_part(rows)
+    part = _in_part(ahead.rows)
     reached_s = 0.0
-    packs = decode(rows)
+    began = time.perf_counter()
+    packs = decode(ahead.at_hand())
+    batch.busy_s += time.perf_counter() - began
     while not part or reached_s < ENOUGH_S:
         began = time.perf_counter()
         pack = next(packs, None)
