@@ -67,7 +67,7 @@ class Hazard(AbstractFileSystem):
         self._disk = LocalFileSystem(auto_mkdir=True)
 
     def _meet(self, doing, path):
-        """HAZARD_KILL ends every process but HAZARD_DRIVER at DOING:PART-OF-NAME; HAZARD_FAIL breaks connections."""
+        """HAZARD_KILL ends every process but HAZARD_DRIVER at DOING:PART-OF-NAME; HAZARD_FAIL and _DOWN break reads."""
         for fatal in os.environ.get("HAZARD_KILL", "").split():
             act, _, part = fatal.partition(":")
             if act == doing and part in path and str(os.getpid()) != os.environ.get("HAZARD_DRIVER"):
@@ -79,6 +79,9 @@ class Hazard(AbstractFileSystem):
         self.tries[rpath] += 1
         draw = random.Random(f"{os.getpid()} {rpath} {self.tries[rpath]}").random()
         log("read")
+        if any(part in rpath for part in os.environ.get("HAZARD_DOWN", "").split()):
+            log("down")
+            raise ConnectionResetError("the connection broke, and will break again")
         if draw < float(os.environ.get("HAZARD_FAIL", "0")):
             log("fail")
             raise ConnectionResetError("the connection broke")
