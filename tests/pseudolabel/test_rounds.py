@@ -157,6 +157,11 @@ def test_a_student_that_gains_nothing_is_refused_and_never_teaches(corpus: Path,
         generation.make(store, SMALL.model_copy(update={"teachers": (Teacher(model="honest"),)}), gold=gold)
     with pytest.raises(UsageError, match="TEACHER_WITHOUT_PREDICTIONS: no categorical model has labelled"):
         generation.make(store, SMALL, gold=gold)
+    # An experiment that asks what rounds are worth says so.
+    recipe = SMALL.model_copy(update={"teachers": (Teacher(model="honest"),)})
+    record = generation.make(store, recipe, gold=gold, ungated=True)
+    assert record["parent"] == 1
+    assert any(note.startswith("an experiment: ") for note in record["notes"])
     # The final split is not spent on it.
     result = run("promote", store, "--generation", "1", "--gold", gold, "--final")
     assert result.exit_code == 4
