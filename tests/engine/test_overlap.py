@@ -1,7 +1,10 @@
-"""Calls of one model actor that overlap: that they do where a GPU is, and that nothing of them is counted twice."""
+"""Where models compute, and calls of one actor that overlap there: that they do, and that nothing is counted twice."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,6 +16,7 @@ import pytest
 import ray.data
 
 import serpipe
+from serpipe.engine import request
 from serpipe.engine.pipeline import Pool, _Predict, actors
 from serpipe.models.lanes import CUDA_CALLS, Lanes
 from serpipe.models.registry import resolve
@@ -83,3 +87,15 @@ def test_an_actor_beside_a_gpu_takes_two_packs_at_once(gpus: float, most: int) -
         Watch, batch_size=1, batch_format="pyarrow", num_cpus=0.1, compute=actors(pool)
     )
     assert max(row["most"] for row in rows.take_all()) == most
+
+
+def test_without_a_cluster_a_run_labels_here_and_ray_is_not_started() -> None:
+    code = (
+        "import sys\nfrom serpipe.engine import request\n"
+        "with request.device(gpus=1.0) as where: print(where)\n"
+        "with request.device() as where: print(where, 'ray' in sys.modules and sys.modules['ray'].is_initialized())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["cuda", "cpu", "False"]
