@@ -16,7 +16,6 @@ import pytest
 import ray.data
 
 import serpipe
-from serpipe.engine import request
 from serpipe.engine.pipeline import Pool, _Predict, actors
 from serpipe.models.lanes import CUDA_CALLS, Lanes
 from serpipe.models.registry import resolve
