@@ -106,7 +106,11 @@ def unchanged(storage: Storage, manifest: Manifest) -> Catalogue | None:
 
 
 def read_with_ray(manifest: Manifest, storage: Storage, run: str, *, recheck: bool = False) -> Catalogue:
-    """Read a large manifest with Ray Data; the parts go to `runs/RUN/catalogue/`. Ray must be running."""
+    """Read a large manifest with Ray Data; the parts go to `runs/RUN/catalogue/`. Ray must be running.
+
+    Raises:
+        SerpipeError: `RUN_BROKEN`, a part killed its worker on every try.
+    """
     import ray.data
 
     from serpipe.engine.pipeline import TASK_RETRIES

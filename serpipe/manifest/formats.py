@@ -143,7 +143,11 @@ def _table_batch(uri: str, names: Sequence[str], roles: Mapping[str, str], chunk
 def read_parquet(
     uri: str, query: str | None, named: Mapping[str, str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[Batch]:
-    """Read Parquet; columns of bytes are not read, and columns of anything else come as text."""
+    """Read Parquet; columns of bytes are not read, and columns of anything else come as text.
+
+    Raises:
+        UsageError: `MANIFEST_NO_URI_COLUMN`; `MANIFEST_UNSUPPORTED`, the column of uris holds no text.
+    """
     with storage.open_bytes(uri, query) as raw, pq.ParquetFile(raw) as file:
         schema = file.schema_arrow
         refuse_twins(schema.names, uri)

@@ -17,7 +17,7 @@ def describe(row: dict[str, Any]) -> Described:
     https://lhotse.readthedocs.io/en/latest/api.html.
 
     Raises:
-        BadRowError: the line is something that has no one file behind it, or a command.
+        BadRowError: `MANIFEST_UNSUPPORTED`, the line is something that has no one file behind it, or a command.
 
     Examples:
         >>> source = {"type": "file", "channels": [0], "source": "/a.wav"}

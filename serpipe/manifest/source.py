@@ -100,8 +100,9 @@ class Manifest:
             Tables of schema `serpipe.manifest.schemas.ROWS`. Rows that cannot be used carry `error`.
 
         Raises:
-            UsageError: MANIFEST_UNREADABLE, MANIFEST_NO_URI_COLUMN and what else concerns all rows of the
-            part. SerpipeError: MANIFEST_OUT_OF_REACH.
+            UsageError: `MANIFEST_NOT_FOUND`, `MANIFEST_UNREADABLE`, `MANIFEST_NO_URI_COLUMN` and what else concerns
+                all rows of the part.
+            SerpipeError: `MANIFEST_OUT_OF_REACH`.
         """
         base = self.base or storage.parent(part.location)
         roots = Roots(self.roots)

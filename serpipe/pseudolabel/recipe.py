@@ -276,7 +276,7 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         name: what error messages call it.
 
     Raises:
-        UsageError: as `load`.
+        UsageError: `RECIPE_UNREADABLE`, the text is no TOML or YAML; otherwise as `load`.
 
     Examples:
         >>> parse("[agree]\njsd = 0.1").agree.jsd

@@ -101,6 +101,9 @@ def score(
         by: the owner's columns to slice by, or `speaker`; one that no recording has is left out.
         among: emotions the model must choose from, all that it can name by default; its scores then add up to one
             within them, so that models of unlike classes are compared by the same question.
+
+    Raises:
+        UsageError: `EVALUATE_NOTHING_SHARED`, the model can name none of gold's labels.
     """
     support = [emotion for emotion in CANONICAL if emotion in model.emotions and (among is None or emotion in among)]
     known = pc.is_in(gold["label"], value_set=pa.array(support, pa.string()))

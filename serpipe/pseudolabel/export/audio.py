@@ -55,7 +55,8 @@ def cut(
         Place, clip and its float32 samples (n,) at 16 kHz.
 
     Raises:
-        AudioError: what may pass: the recordings cannot be reached now.
+        AudioError: what may pass: the recordings cannot be reached now. What will not is counted in `lost`, a recording
+            that has become shorter as `RECORDING_CHANGED`.
     """
     with ChildDecoder() as decoder:
         for _, group in groupby(clips, key=lambda one: (one[1].split, one[1].recording)):
