@@ -27,6 +27,7 @@ test: $(VENV)/installed-test check
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "slow and not long and not s3"
 
+# Half an hour and more: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
 test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "long and not s3"
 
@@ -34,13 +35,13 @@ test-long: $(VENV)/installed-test
 test-s3: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m s3
 
-# Everything, with the programs that some tests need: as root on Debian it installs those that are missing.
+# What must pass before a change lands, with the programs that some tests need: as root on Debian it installs those that
+# are missing.
 test-all:
 	infra/programs
 	$(MAKE) test
 	$(MAKE) test-slow
 	$(MAKE) test-s3
-	$(MAKE) test-long
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

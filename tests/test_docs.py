@@ -125,7 +125,7 @@ def s3(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 RUN = [page for page in PAGES if page.name not in ELSEWHERE_PAGES and blocks(page)]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_runs(page: Path, home: Path, request: pytest.FixtureRequest) -> None:
@@ -252,7 +252,7 @@ def test_what_is_imported_from_serpipe_describes_every_parameter(name: str) -> N
         assert "Returns:" in described or "Raises:" in described
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
     options = ["--fail-on-warning", "--quiet", "--keep-going", "-d", tmp_path / "trees"]
     made = subprocess.run(

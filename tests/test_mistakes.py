@@ -186,7 +186,7 @@ class _Refuses(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_what_is_wrong_with_one_recording_costs_one_row(tmp_path: Path) -> None:
     """Names with blanks are read as they stand; what is deleted, forbidden or no audio is told with what to do.

@@ -39,7 +39,7 @@ class Limits:
         corpus: largest loss of UA in any one corpus: the lower bound of the difference is above minus this.
         recall: largest loss of recall in any one class.
         gap: largest growth of the distance between the best and the worst group's UA.
-        tail: largest loss of the `TAIL`th percentile of the speakers' UA.
+        tail: largest loss of percentile `TAIL` of the speakers' UA.
         precision: least share of right labels among planted gold that would have been kept; or
         sharpening: by how much that share is above that of all planted gold. Where nearly all labels are right there is
             nothing to win, and on natural speech, where people disagree, no filter reaches the first.
