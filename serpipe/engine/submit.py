@@ -74,15 +74,11 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        for source, given in (
-            ("--address", address),
-            ("RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")),
-        ):
-            if given and not given.startswith(("http://", "https://")):
-                raise UsageError("CLUSTER_ADDRESS", f"{source} {given} is no URL of a job server; {_url(given)}")
-            if given:
-                # Ray lets its environment variables win over an address that is given.
-                break
+        # Ray lets its environment variables win over an address that is given.
+        given = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        if given and not given.startswith(("http://", "https://")):
+            named = f"--address {given}" if address else f"RAY_API_SERVER_ADDRESS {given}"
+            raise UsageError("CLUSTER_ADDRESS", f"{named} is no URL of a job server; {_url(given)}")
         if address:
             os.environ["RAY_API_SERVER_ADDRESS"] = address
         for name in _CHATTY:
