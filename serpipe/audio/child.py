@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -276,7 +277,9 @@ class ChildDecoder:
             theirs.close()
             os.close(memory)
         self._pipe = ours
-        threading.Thread(target=self._count, args=(self._process,), daemon=True).start()
+        # Neither the thread nor the child outlives a decoder that nobody holds any more.
+        threading.Thread(target=_count, args=(weakref.ref(self), self._process), daemon=True).start()
+        weakref.finalize(self, _end, self._process)
         try:
             started = ours.poll(START_S) and ours.recv_bytes() == _READY
         except (EOFError, ConnectionError):
@@ -308,17 +311,25 @@ class ChildDecoder:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
         )
 
-    def _count(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stderr is not None
-        with process.stderr as stream:
-            for _ in stream:
-                self.messages += 1
-
     def _death(self) -> DeathError:
         assert self._process is not None
         status = self._process.wait()
         self.close()
         return died(status)
+
+
+def _count(decoder: weakref.ref[ChildDecoder], process: subprocess.Popen[bytes]) -> None:
+    """Count what a child's codecs write on stderr."""
+    assert process.stderr is not None
+    with process.stderr as stream:
+        for _ in stream:
+            if (mine := decoder()) is not None:
+                mine.messages += 1
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def main(descriptor: int, memory: int, memory_bytes: int, parent: int) -> None:

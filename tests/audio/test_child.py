@@ -60,6 +60,15 @@ def refusal_of(decoder: ChildDecoder, path: str) -> AudioError:
     return refusal.value
 
 
+def test_a_child_ends_with_the_decoder_that_nobody_holds(clip: str) -> None:
+    decoder = ChildDecoder()
+    assert_fine(decoder, clip)
+    process = psutil.Process(decoder.pid)
+    assert process.is_running()
+    del decoder
+    assert psutil.wait_procs([process], timeout=30)[1] == []
+
+
 @pytest.mark.parametrize("channels", ["mix", "first", "split"])
 def test_a_child_gives_what_its_parent_would(decoder: ChildDecoder, clip: str, channels: Channels) -> None:
     inside, outside = Decoding(clip, channels), decoder.decode(clip, channels)
