@@ -122,7 +122,12 @@ def s3(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.stop()
 
 
-RUN = [page for page in PAGES if page.name not in ELSEWHERE_PAGES and blocks(page)]
+RUN = [
+    page
+    for page in PAGES
+    # What stands under infra/ is done to clusters and clouds; tests/infra and the tests on a real store do it.
+    if page.name not in ELSEWHERE_PAGES and not page.is_relative_to(ROOT / "infra") and blocks(page)
+]
 
 
 @pytest.mark.slow
