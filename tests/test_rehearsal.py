@@ -111,9 +111,9 @@ def test_what_a_child_that_ended_took_is_counted() -> None:
 
 
 def test_the_next_batch_of_a_remote_archive_is_fetched_meanwhile_as_in_a_run(tmp_path: Path) -> None:
-    """A second a file of the network, and models that take longer: once they are busy, no file is waited for."""
+    """Half a second a file of the network, and models that take longer: once they are busy, no file is waited for."""
     (tmp_path / "archive").mkdir()
-    for number in range(6):
+    for number in range(10):
         write_speech(tmp_path / "archive" / f"{number}.wav", seconds=20.0, seed=number)
     bytes_each = (tmp_path / "archive" / "0.wav").stat().st_size
     company = Company(
@@ -132,14 +132,14 @@ def test_the_next_batch_of_a_remote_archive_is_fetched_meanwhile_as_in_a_run(tmp
 
     def label() -> None:
         while packs.get() is not None:
-            time.sleep(1.3)
+            time.sleep(0.8)
 
     model = threading.Thread(target=label)
     model.start()
-    with served(tmp_path / "archive", bytes_per_s=bytes_each) as site:
+    with served(tmp_path / "archive", bytes_per_s=2 * bytes_each) as site:
         batches = [
             ("wav", table([row(f"{site.url}/{number}.wav")]).append_column("work_s", pa.array([20.0])))
-            for number in range(6)
+            for number in range(10)
         ]
         decoding.work(batches, company, clock, [packs], told)
     packs.put(None)
@@ -147,7 +147,7 @@ def test_the_next_batch_of_a_remote_archive_is_fetched_meanwhile_as_in_a_run(tmp
     assert told.get()[0] == "decoder"
     word, done, *_ = told.get()
     assert word == "decoded", done
-    assert [(batch.ended, batch.failed) for batch in done] == [(1, 0)] * 6
-    assert [batch.audio_s for batch in done] == pytest.approx([20.0] * 6)
-    assert done[0].busy_s > 0.9
-    assert min(batch.busy_s for batch in done[3:]) < done[0].busy_s / 2
+    assert [(batch.ended, batch.failed) for batch in done] == [(1, 0)] * 10
+    assert [batch.audio_s for batch in done] == pytest.approx([20.0] * 10)
+    assert done[0].busy_s > 0.45
+    assert min(batch.busy_s for batch in done[-3:]) < done[0].busy_s / 2
