@@ -88,9 +88,11 @@ def hours(value: float) -> str:
     """Hours for people.
 
     Examples:
-        >>> hours(0.05), hours(3.14159), hours(12345.6)
-        ('3 min', '3.1 h', '12,346 h')
+        >>> hours(0.007), hours(0.05), hours(3.14159), hours(12345.6)
+        ('25 s', '3 min', '3.1 h', '12,346 h')
     """
+    if value < 1 / 60:
+        return f"{value * 3600:.0f} s"
     if value < 1:
         return f"{value * 60:.0f} min"
     return f"{value:,.1f} h" if value < 100 else f"{value:,.0f} h"

@@ -132,6 +132,7 @@ def run(site: Path, archive: Path, store: Path, *models: str, **more: str) -> st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Two decoders in turn wait a minute each for a codec that never ends.
 def test_poison_in_a_run_costs_one_row_each(site: Path, dangerous: Path, tmp_path: Path) -> None:
     run(site, dangerous, tmp_path / "store", "embedded", "fragile", HAZARD_KILL="get:deadly")
     store = serpipe.open(str(tmp_path / "store"))
