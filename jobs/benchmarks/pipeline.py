@@ -81,7 +81,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             model="embedded",
             dtype="float32",
             segmentation="window:10/10",
-            write=lambda folder, seconds: material.write_podcasts(folder, round(seconds / 300)),
+            write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
             seconds=2400.0 if quick else 18000.0,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
