@@ -49,6 +49,7 @@ HAZARD = '''
 import os
 import random
 import signal
+import time
 import uuid
 from collections import Counter
 from fsspec.implementations.local import LocalFileSystem
@@ -73,6 +74,8 @@ class Hazard(AbstractFileSystem):
             if act == doing and part in path and str(os.getpid()) != os.environ.get("HAZARD_DRIVER"):
                 log(fatal)
                 os.kill(os.getpid(), signal.SIGSEGV)
+                # The signal is another thread's to die of, and this one would read on meanwhile.
+                time.sleep(600)
 
     def get_file(self, rpath, lpath, **options):
         self._meet("get", rpath)
