@@ -27,7 +27,7 @@ test: $(VENV)/installed-test check
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "slow and not long and not s3"
 
-# Half an hour and more: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
+# Run by hand: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
 test-long: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "long and not s3"
 
