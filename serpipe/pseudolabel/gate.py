@@ -27,6 +27,9 @@ PLANTED = 20
 SLICES = (CORPUS, *GROUPS)
 """The owner's columns that gates look at."""
 
+RARE = ("fear", "disgust", "surprise")
+"""Emotions that are rare in speech nobody acts, and the first that a round of pseudo-labels forgets."""
+
 TAIL, SPEAKERS = 10, 20
 """Percentile of the speakers' UA that is watched, and the fewest speakers that have one: two lie below it."""
 
@@ -38,6 +41,8 @@ class Limits:
     Attributes:
         corpus: largest loss of UA in any one corpus: the lower bound of the difference is above minus this.
         recall: largest loss of recall in any one class.
+        rare: least recall of a class of `RARE`, as a share of what it was: where few are recognised, a loss of most of
+            them is a small number.
         gap: largest growth of the distance between the best and the worst group's UA.
         tail: largest loss of percentile `TAIL` of the speakers' UA.
         precision: least share of right labels among planted gold that would have been kept; or
@@ -50,11 +55,13 @@ class Limits:
         entropy: largest change of the mean entropy on canaries, as a share of what it was, or of `least_entropy`
             where it was less: of two entropies near zero the ratio is chance.
         least_entropy: share of the entropy of uniform scores, the least that a change is measured against; our choice.
+        agreement: share of canaries, from which on a student that says the same as its teachers has nothing to teach.
         count: bootstrap replicates.
     """
 
     corpus: float = 0.02
     recall: float = 0.05
+    rare: float = 0.8
     gap: float = 0.02
     tail: float = 0.03
     precision: float = 0.85
@@ -65,6 +72,7 @@ class Limits:
     sure: float = 0.9
     entropy: float = 0.15
     least_entropy: float = 0.05
+    agreement: float = 0.98
     count: int = 2000
 
 
@@ -135,6 +143,26 @@ def no_class_harmed(student: Answers, other: Answers, limits: Limits) -> Verdict
         passed=recalls[worst] >= -limits.recall,
         why=f"recall of {worst} changes most for the worse, by {recalls[worst]:+.3f}; "
         f"no class may lose more than {limits.recall:.3f}",
+    )
+
+
+def no_rare_class_forgotten(student: Answers, other: Answers, limits: Limits) -> Verdict:
+    """No rare class recognised so much less often that most of what the other recognised is lost.
+
+    A class of which the other recognised one clip in ten may lose half of them and pass `no_class_harmed`.
+    """
+    ours, theirs = (recalls(answers)(np.ones((1, len(answers)))) for answers in (student, other))
+    pairs = {name: (float(ours[key][0]), float(theirs[key][0])) for name in RARE if (key := f"recall.{name}") in ours}
+    if not pairs:
+        return Verdict(gate="rare", passed=None, why=f"the clips that judge have none of {', '.join(RARE)}")
+    worst = min(pairs, key=lambda name: pairs[name][0] - limits.rare * pairs[name][1])
+    after, before = pairs[worst]
+    return Verdict(
+        gate="rare",
+        # Exactly that share passes, whatever the rounding.
+        passed=after - limits.rare * before > -1e-9,
+        why=f"recall of {worst} goes from {before:.3f} to {after:.3f}, the worst of {', '.join(pairs)}; none may fall "
+        f"below {limits.rare:.2f} of what it was",
     )
 
 
@@ -258,7 +286,7 @@ def precise(planted: Planted | None, limits: Limits) -> Verdict:
 
 
 def steady(before: Floats, after: Floats, limits: Limits) -> list[Verdict]:
-    """How labels move on unlabelled canaries.
+    """How labels move on unlabelled canaries: not far, and yet somewhere.
 
     Args:
         before: float (n, classes), the generation's consensus.
@@ -296,7 +324,34 @@ def steady(before: Floats, after: Floats, limits: Limits) -> list[Verdict]:
             + (f"of {least:.3f} nats, as the teachers' is less" if entropies[0] < least else "of the teachers'")
             + f", allowed {limits.entropy}",
         ),
+        _something_new(first, second, limits),
     ]
+
+
+def _something_new(taught: NDArray[np.int64], said: NDArray[np.int64], limits: Limits) -> Verdict:
+    """The student does not merely say what its teachers said.
+
+    What fails must be sure: where all of a few canaries have the same label, a student that differs on one segment in
+    ten may have been lucky. So the lower bound of the share decides, and too few canaries to reach it are not asked.
+    """
+    count, same = len(taught), int((taught == said).sum())
+    bound, most = _lower_bound(same, count), _lower_bound(count, count)
+    if most < limits.agreement:
+        why = f"of {count} canaries {same} have the teachers' label; were it all, so few would not tell from "
+        return Verdict(gate="agreement", passed=None, why=f"{why}{limits.agreement}")
+    return Verdict(
+        gate="agreement",
+        passed=bound < limits.agreement,
+        why=f"{same / count:.3f} of {count} canaries have the teachers' label, at the least {bound:.3f}; from "
+        f"{limits.agreement} on the student has nothing new to teach",
+    )
+
+
+def _lower_bound(hits: int, count: int) -> float:
+    """One-sided 95 % lower bound of a share (Wilson, 1927), which holds where all are hits too."""
+    share, z2 = hits / count, 1.6449**2
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
+    return float((share + z2 / (2 * count) - half) / (1 + z2 / count))
 
 
 def _entropy(scores: Floats) -> Floats:
@@ -350,6 +405,7 @@ def _unharmed(student: Answers, other: Answers, limits: Limits) -> list[Verdict]
     return [
         no_corpus_harmed(student, other, limits),
         no_class_harmed(student, other, limits),
+        no_rare_class_forgotten(student, other, limits),
         no_group_harmed(student, other, limits),
         no_speaker_left_behind(student, other, limits),
         f1_not_worse(student, other, limits),

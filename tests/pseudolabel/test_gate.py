@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,9 +51,9 @@ def test_better_in_every_respect_passes_every_gate() -> None:
     student = answering(share(0.6) | share(0.5, 1))
     soft = np.full((50, 4), 0.1) + 0.6 * np.eye(4)[np.arange(50) % 4]
     found = ask(student, alone, alone, (soft, soft))
-    not_asked = {"flips", "planted"}
+    not_asked = {"flips", "planted", "rare", "parent-rare", "agreement"}
     assert [name for name, verdict in found.items() if verdict.passed is not True and name not in not_asked] == []
-    assert found["flips"].passed is found["planted"].passed is None
+    assert found["flips"].passed is found["planted"].passed is found["rare"].passed is None
     assert all(verdict.why for verdict in found.values())
 
 
@@ -174,6 +176,25 @@ def test_an_average_does_not_hide_a_class() -> None:
     assert "sadness" in found["classes"].why
 
 
+@pytest.mark.parametrize(("after", "passed"), [(10, True), (9, True), (8, True), (7, False), (0, False)])
+def test_what_is_rarely_recognised_is_not_forgotten(after: int, passed: bool) -> None:
+    """Of 200 frightened clips the other recognises 10: half of them are 0.025 of recall, which `classes` lets pass."""
+    truth = np.repeat([0, 1], 200)
+
+    def recognising(fear: int) -> Answers:
+        predicted = np.where(np.arange(400) % 200 < fear, 1, 0) * (truth == 1)
+        speakers = np.array([f"s{place % 40}" for place in range(400)])
+        scores = np.full((400, 2), 0.5)
+        return Answers(classes=("anger", "fear"), truth=truth, predicted=predicted, scores=scores, speakers=speakers)
+
+    found = gate.no_rare_class_forgotten(recognising(after), recognising(10), LIMITS)
+    assert found.passed is passed
+    assert f"recall of fear goes from 0.050 to {after / 200:.3f}, the worst of fear" in found.why
+    assert gate.no_class_harmed(recognising(after), recognising(10), LIMITS).passed is True
+    asked = {verdict.gate: verdict for verdict in gate.judge(recognising(after), recognising(10), None, None, LIMITS)}
+    assert asked["rare"] == found
+
+
 def test_sureness_without_being_right_is_refused() -> None:
     alone, right = answering(share(0.6)), share(0.6) | share(0.5, 1)
     assert ask(answering(right), alone)["calibration"].passed is True
@@ -209,6 +230,22 @@ def test_labels_must_not_run_away_on_canaries(changed: str) -> None:
     found = {verdict.gate: verdict.passed for verdict in gate.steady(before, after, LIMITS)}
     assert found[changed] is False
     assert all(found[name] for name in {"drift", "entropy"} - {changed})
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "passed"),
+    [(400, 0, False), (400, 2, False), (400, 8, True), (133, 0, False), (133, 1, True), (132, 0, None), (20, 20, None)],
+)
+def test_who_says_only_what_was_said_has_nothing_to_teach(count: int, others: int, passed: bool | None) -> None:
+    """Few canaries that all agree are no proof, and neither are some that agree by chance."""
+    before = np.full((count, 4), 0.1) + 0.6 * np.eye(4)[np.arange(count) % 4]
+    after = before.copy()
+    after[:others] = np.roll(before[:others], 1, axis=1)
+    (found,) = (verdict for verdict in gate.steady(before, after, LIMITS) if verdict.gate == "agreement")
+    assert found.passed is passed
+    assert str(count) in found.why
+    free = replace(LIMITS, agreement=1.0)
+    assert next(one for one in gate.steady(before, after, free) if one.gate == "agreement").passed is not False
 
 
 def test_canaries_that_nobody_scored_are_not_asked() -> None:
