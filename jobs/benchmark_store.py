@@ -1,10 +1,13 @@
 """How much of a run goes to its store: planning, lease, commits, ledger, closing, settling, with nothing failing.
 
 The stages of a run one after the other in this process, without Ray, on synthetic voices; every phase is timed. The
-embedded model is the worst case: any other takes longer to label the same rows.
+embedded model is the worst case: any other takes longer to label the same rows. With `--ray` the same archive is
+labelled by `serpipe.label` on this machine's cores: what its write tasks took, and all that came before and after the
+pipeline, when every core waits.
 
 Example:
     python jobs/benchmark_store.py --hours 2 --model embedded
+    python jobs/benchmark_store.py --hours 4 --ray
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -35,8 +39,14 @@ from serpipe.testing import write_speech
 FILE_S = 600.0
 """Seconds of one synthetic recording."""
 
-LABELLING = ("decode", "models")
+LABELLING = ("decode", "models", "pipeline")
 """Phases that are the work itself; the others are what its guarantees cost."""
+
+WRITE = "task::Write"
+"""What Ray's timeline calls the write tasks of Ray Data."""
+
+FLUSHED_S = 3.0
+"""Seconds after which Ray has told of every task."""
 
 
 class Clock:
@@ -118,6 +128,36 @@ def _commit(storage: Storage, facts: RunFacts, bundle: list[pa.Table], clock: Cl
     bundle.clear()
 
 
+def run_on_ray(archive: str, store: str, models: list[str], segmentation: str, embeddings: str) -> Clock:
+    """Label an archive with Ray; seconds of cores by phase, all together the run's cores times its length."""
+    import ray
+
+    from serpipe.engine import pipeline
+
+    cores = os.cpu_count() or 1
+    execute, clock = pipeline.execute, Clock()
+
+    def timed(*stages: Any) -> None:
+        with clock.phase("pipeline"):
+            execute(*stages)
+
+    ray.init("local", num_cpus=cores, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    pipeline.execute = timed
+    try:
+        with clock.phase("before and after"):
+            serpipe.label(archive, store, models=models, segmentation=segmentation, embeddings=embeddings)
+        time.sleep(FLUSHED_S)
+        writes = [event["dur"] for event in ray.timeline() if event["cat"] == WRITE]
+    finally:
+        pipeline.execute = execute
+        ray.shutdown()
+    assert writes, "Ray tells of no write task"
+    clock.seconds = defaultdict(float, {name: seconds * cores for name, seconds in clock.seconds.items()})
+    clock.seconds["commit"] = sum(writes) / 1e6
+    clock.seconds["pipeline"] -= clock.seconds["commit"]
+    return clock
+
+
 def main() -> None:
     """Make an archive, label it, print where the time went."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,13 +165,18 @@ def main() -> None:
     parser.add_argument("--model", action="append", dest="models")
     parser.add_argument("--segment", default="window:6/3")
     parser.add_argument("--embeddings", default="utterance")
+    parser.add_argument("--ray", action="store_true", help="the whole run, on Ray")
     parser.add_argument("--store", help="directory or URL, empty  [default: a temporary directory]")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(max(1, round(asked.hours * 3600 / FILE_S))):
             write_speech(Path(folder, "archive", f"{seed:04d}.wav"), seconds=FILE_S, seed=seed)
-        storage = Storage(asked.store or f"{folder}/store")
-        clock = run(f"{folder}/archive", storage, asked.models or ["embedded"], asked.segment, asked.embeddings)
+        store = asked.store or f"{folder}/store"
+        models = asked.models or ["embedded"]
+        if asked.ray:
+            clock = run_on_ray(f"{folder}/archive", store, models, asked.segment, asked.embeddings)
+        else:
+            clock = run(f"{folder}/archive", Storage(store), models, asked.segment, asked.embeddings)
     whole = sum(clock.seconds.values())
     for name, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"{name:8} {seconds:8.2f} s {seconds / whole:7.2%}")
