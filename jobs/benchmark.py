@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -107,10 +108,12 @@ def measured(parts: tuple[str, ...], *, quick: bool) -> dict[str, list[Figure]]:
     """Figures of the parts asked for, each in turn."""
     taken = {}
     for part in parts:
-        print(f"measuring {part} …", file=sys.stderr, flush=True)
+        print(f"measuring {part} …", end=" ", file=sys.stderr, flush=True)
+        began = time.monotonic()
         module, _, only = part.partition(":")
         measure: Callable[..., list[Figure]] = import_module(f"benchmarks.{module}").measure
         taken[part] = measure(quick=quick, only=only) if only else measure(quick=quick)
+        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return taken
 
 

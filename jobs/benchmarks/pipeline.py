@@ -34,9 +34,6 @@ TIMES = 4
 
 CORES, GPUS = os.cpu_count() or 1, torch.cuda.device_count()
 
-PEER_TIMES = 2
-"""The same for the script of plain Ray Data, which is slow enough for a shorter run to be told apart."""
-
 WARM_S = 300.0
 """Audio that is labelled before anything is timed, at most."""
 
@@ -119,13 +116,13 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         `memory/model:NAME`, of a model actor in MB; for a Transformers checkpoint `peer/ray-data`, its speed over that
         of the script.
     """
-    small, middle, large = place / "small", place / "middle", place / "large"
+    small, large = place / "small", place / "large"
     work.write(small, work.seconds)
     work.write(large, TIMES * work.seconds)
     files = sorted(map(str, large.iterdir()))
     # What the first run brings into memory, the others find there.
-    warm = place / "warm"
-    work.write(warm, min(work.seconds / TIMES, WARM_S))
+    warm, warm_s = place / "warm", min(work.seconds / TIMES, WARM_S)
+    work.write(warm, warm_s)
     watch = resources.Watch(os.getpid())
     timed(work, warm)
     peaks = watch.end()
@@ -141,11 +138,13 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         return label_with_every_core(work.model, work.dtype, files, pack_s=work.pack_s, processes=CORES)
 
     def peer() -> float:
-        return slope((plain(work, small), work.seconds), (plain(work, middle), PEER_TIMES * work.seconds))
+        # It is slow enough for a small run to be told apart from one that little more than starts.
+        return slope((plain(work, warm), warm_s), (plain(work, beyond), warm_s + work.seconds))
 
     arms: dict[str, Callable[[], float]] = {"pipeline": pipeline, "parts": parts}
     if "=" in work.model:
-        work.write(middle, PEER_TIMES * work.seconds)
+        beyond = place / "beyond"
+        work.write(beyond, warm_s + work.seconds)
         arms["peer"] = peer
         if both_dtypes:
             exact = replace(work, dtype="float32")
