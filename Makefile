@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes: what runs on Ray in one, with one Ray, everything else in the other.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
 .PHONY: demo report docs test test-slow test-long test-s3 test-all check bench bench-check clean
@@ -22,14 +24,14 @@ docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
 test: $(VENV)/installed-test check
-	$(BIN)/python -m pytest -m "not slow and not long and not s3"
+	$(PYTEST) -m "not slow and not long and not s3"
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "slow and not long and not s3"
+	$(PYTEST) -m "slow and not long and not s3"
 
 # Run by hand: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
 test-long: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "long and not s3"
+	$(PYTEST) -m "long and not s3"
 
 # Starts the store of infra/object-store by itself; as root it installs what that needs.
 test-s3: $(VENV)/installed-test

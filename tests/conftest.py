@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,30 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs on Ray stays in one process, so that a run has one Ray; a module does, with what its tests share."""
+    for item in items:
+        on_ray = "ray_session" in getattr(item, "fixturenames", ()) or item.path.parent.name == "engine"
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.as_posix()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process beside others hands in the crash points that it tried."""
+    from tests.faults import crashes
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tried"] = [[*key, count] for key, count in crashes.TRIED.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what each process has tried."""
+    from tests.faults import crashes
+
+    for where, what, count in getattr(node, "workeroutput", {}).get("tried", ()):
+        crashes.TRIED[where, what] += count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
