@@ -42,13 +42,13 @@ def generations() -> None:
 @generations.command("list")
 @click.argument("store")
 def list_generations(store: str) -> None:
-    """Every generation of STORE: when, from which teachers, how much it kept.
+    """Every generation of STORE: when, which teachers, what it kept, what the gates said.
 
     \b
     Example:
       serpipe generations list demo/store
     """
-    from serpipe.pseudolabel import generation
+    from serpipe.pseudolabel import generation, student
     from serpipe.store.reading import open as open_store
 
     storage = open_store(store).storage
@@ -58,9 +58,10 @@ def list_generations(store: str) -> None:
     for number in numbers:
         record = generation.load(storage, number)
         teachers = ", ".join(teacher["model"] for teacher in record["teachers"])
+        judged = "".join(f", {said['student']} {said['status']}" for said in student.promotions(storage, number))
         click.echo(
             f"generation {number}: {record['created']}, {teachers}, kept {record['kept']['hours']:.2f} of "
-            f"{record['considered']['hours']:.2f} h, recipe {record['recipe_hash'][:12]}"
+            f"{record['considered']['hours']:.2f} h, recipe {record['recipe_hash'][:12]}{judged}"
         )
 
 

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from serpipe.cli.exits import EXIT_REFUSED
+
+if TYPE_CHECKING:
+    from serpipe.pseudolabel.schemas import Kind
 
 _GOLD = click.option("--gold", required=True, help="Labels by people: CSV, TSV, JSONL or Parquet.")
 
@@ -23,7 +26,7 @@ _GOLD = click.option("--gold", required=True, help="Labels by people: CSV, TSV, 
 @click.option("--hidden", type=click.IntRange(min=0), default=0, show_default=True, help="Hidden units; 0 is linear.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of first weights and batches.")
 @click.option("--finetune", metavar="MODEL", help="Fine-tune this whole Transformers model instead, with Ray Train.")
-@click.option("--out", help="Folder of the fine-tuned model  [default: students/generation=N of the store]")
+@click.option("--out", help="Folder of the fine-tuned model  [default: students/finetuned-N of the store]")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Of --finetune.")
 @click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Of --finetune.")
 def train(
@@ -48,7 +51,8 @@ def train(
         from serpipe.pseudolabel.finetune import finetune as run_finetune
 
         made = run_finetune(store, generation, gold, finetune, out=out, workers=workers, steps=steps, seed=seed)
-        click.echo(f"{made.name}: {made.rows} rows, {made.steps} steps; {made.folder}")
+        click.echo(f"{made.name}: {made.rows} rows, {made.steps} steps")
+        click.echo(f"label with it: --model {made.name}={made.folder}")
         return
     from serpipe.pseudolabel.fit import Settings
     from serpipe.pseudolabel.train import train as run
@@ -133,11 +137,12 @@ def evaluate(
 @click.argument("store")
 @click.option("--generation", type=click.IntRange(min=1), required=True, help="Whose student.")
 @_GOLD
+@click.option("--finetuned", is_flag=True, help="The whole model that was fine-tuned, not the head on embeddings.")
 @click.option("--final", is_flag=True, help="Score gold's final split of a promoted student, which can be done once.")
-def promote(store: str, generation: int, gold: str, final: bool) -> None:
+def promote(store: str, generation: int, gold: str, finetuned: bool, final: bool) -> None:
     """Apply the gates to a generation's student; only one that passes may teach. Exit 4 where it is refused.
 
-    The student and the one trained on gold alone must have relabelled STORE before.
+    The student and the one of its kind trained on gold alone must have labelled STORE before.
 
     \b
     Example:
@@ -146,13 +151,14 @@ def promote(store: str, generation: int, gold: str, final: bool) -> None:
     from serpipe.pseudolabel.promote import lines, score_final
     from serpipe.pseudolabel.promote import promote as run
 
-    made = run(store, generation, gold)
+    kind: Kind = "finetuned" if finetuned else "probe"
+    made = run(store, generation, gold, kind=kind)
     for line in lines(made):
         click.echo(line)
     if final and made.status == "refused":
         click.echo("the final split, which judges once, was not spent on a refused student")
     elif final:
-        figures: dict[str, Any] = score_final(store, generation, gold)
+        figures: dict[str, Any] = score_final(store, generation, gold, kind=kind)
         click.echo(f"final split, scored once: UA {figures['recall_macro_ua']}, WA {figures['accuracy_wa']}")
     if made.status == "refused":
         sys.exit(EXIT_REFUSED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from serpipe.labels import CANONICAL
 from serpipe.models import generic, weights
 from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import SAMPLE_RATE
-from serpipe.models.registry import resolve
 from serpipe.pseudolabel import generation, sources, student
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel.export.clips import channels_of, sure_of
@@ -89,12 +88,14 @@ def finetune(
 ) -> Finetuned:
     """Fine-tune a model on a generation's kept rows and gold.
 
+    What it learnt stands in the store, below `students/finetuned-N/`, wherever the model goes.
+
     Args:
         store: directory or fsspec URL, which every worker can reach.
         number: of the generation; 0 trains on gold alone.
         gold: labels by people; its split `train` is in every batch.
         model: `NAME=DIRECTORY` or a directory with a Transformers audio classifier (wav2vec 2.0, HuBERT or WavLM).
-        out: folder of the result; by default below `students/` of the store.
+        out: folder of the model; by default the one of the store.
         workers: of Ray Train.
         steps: of the optimiser.
         every: steps between checkpoints.
@@ -109,12 +110,15 @@ def finetune(
     from serpipe.engine.cluster import joined
 
     opened = open_store(store)
-    directory = weights.localised(model.partition("=")[2] or model, generic.FILES)
+    base, _, location = model.partition("=")
+    location = location or base
+    directory = weights.localised(location, generic.FILES)
     if not (Path(directory) / "config.json").exists():
         raise UsageError("FINETUNE_NO_MODEL", f"{directory} holds no Transformers model; fetch it with `hf download`")
     record = generation.load(opened.storage, number) if number else {}
     audio = sources.audio_of(opened, record.get("audio"))
-    matched = golden.match(opened, golden.read(gold), audio)
+    read = golden.read(gold)
+    matched = golden.match(opened, read, audio)
     mine = matched.filter(pc.equal(matched["split"], "train"))
     there = set(mine["label"].to_pylist())
     classes = list(record["classes"]) if record else [name for name in CANONICAL if name in there]
@@ -140,28 +144,63 @@ def finetune(
     }
     counts = [part.num_rows for part in rows]
     # The same work goes on where it stopped; other work begins anew.
-    learnt = [digest(rows), content_sha256(directory, generic.FILES)]
-    facts = json.dumps([work | {"steps": 0}, learnt], sort_keys=True)
+    heard = content_sha256(directory, generic.FILES)
+    facts = json.dumps([work | {"steps": 0}, [digest(rows), heard]], sort_keys=True)
     with joined(address) as cluster:
         run = f"finetune-{number}-{ids.fingerprint(facts)}"
         storage_path = f"{opened.storage.root}/students/runs"
         found = _fit(
             rows, work, run, storage_path, workers=workers, gpu=cluster.gpus >= workers if gpu is None else gpu
         )
-    name, where = student.name(number), f"students/finetuned-{number}/"
-    target = Storage(out) if out else opened.storage
-    prefix = "" if out else where
-    for file, content in found["files"].items():
-        target.put(f"{prefix}{file}", content)
-    called, folder = f"finetuned-{number}" if number else f"finetuned-{name}", f"{target.root}/{prefix}".rstrip("/")
-    student.register(opened.storage, resolve(f"{called}={folder}").weights_sha256, number, here=True)
+    training = {
+        "generation": number,
+        "recipe_hash": record.get("recipe_hash"),
+        "teachers": record.get("teachers", []),
+        "gold": {"hash": read.hash, "rows": counts[0], "counts": read.counts().get("train", {})},
+        "pseudo_rows": sum(counts[1:]),
+        "settings": {
+            "steps": found["steps"],
+            "batch": batch,
+            # Each takes its share of a batch, rounded.
+            "workers": workers,
+            "seed": seed,
+            "rates": [BODY_RATE, HEAD_RATE],
+        },
+        "backbone": {"model": Path(base).name or base, "weights_sha256": heard},
+        "classes": classes,
+        "weights_sha256": found["weights_sha256"],
+    }
     return Finetuned(
-        name=called,
-        folder=folder,
+        name=student.name(number, "finetuned"),
+        folder=keep(opened.storage, number, found["files"], training, out=out),
         rows=sum(counts),
-        steps=steps,
+        steps=found["steps"],
         loss=found["loss"],
     )
+
+
+def keep(
+    storage: Storage, number: int, files: Mapping[str, bytes], training: Mapping[str, Any], *, out: str | None = None
+) -> str:
+    """Put a fine-tuned model and what is told of it where it belongs, and let the store know it; gives its folder.
+
+    Args:
+        storage: the store.
+        number: of the generation it learnt from.
+        files: of the model, by name.
+        training: what it learnt, and `weights_sha256` of its files.
+        out: another folder for the model than the store's.
+    """
+    where = student.folder(number, "finetuned")
+    target, prefix = (Storage(out), "") if out else (storage, where)
+    folder = f"{target.root}/{prefix}".rstrip("/")
+    training = {**training, "folder": folder}
+    told = student.told(training, _card(student.name(number, "finetuned"), training))
+    student.write(target, prefix, {**files, **told})
+    if out:
+        student.write(storage, where, told)
+    student.register(storage, training["weights_sha256"], number, here=True, kind="finetuned")
+    return folder
 
 
 def _gold_rows(mine: pa.Table, classes: list[str]) -> pa.Table:
@@ -206,9 +245,32 @@ def _fit(
     )
     result = trainer.fit()
     assert result.checkpoint is not None
+    metrics = result.metrics or {}
     with result.checkpoint.as_directory() as folder:
-        files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != _STATE}
-    return {"files": files, "loss": float((result.metrics or {}).get("loss", np.nan))}
+        return {
+            "files": {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != _STATE},
+            "weights_sha256": content_sha256(folder, generic.FILES),
+            # A run that had gone further than is asked for now is not undone.
+            "steps": int(metrics["step"]),
+            "loss": float(metrics["loss"]),
+        }
+
+
+def _card(name: str, training: Mapping[str, Any]) -> str:
+    settings, backbone = training["settings"], training["backbone"]
+    return student.card(
+        name,
+        f"A student of serpipe: the whole of `{backbone['model']}` (weights {backbone['weights_sha256'][:12]}), "
+        "fine-tuned.",
+        {
+            **student.learnt(training),
+            "Steps": f"{settings['steps']} of {settings['batch']} rows, {settings['workers']} workers",
+            "Seed": settings["seed"],
+            "Licence of the base": "see its own card",
+        },
+        "Nothing was held out while it learnt; what the gates said stands in the generation's "
+        "`promotion-finetuned.json`.",
+    )
 
 
 _STATE = "state.pt"

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from serpipe.errors import UsageError
 from serpipe.evaluate import Answers, Measure, difference, evaluate
 from serpipe.labels import CANONICAL
-from serpipe.models.registry import ModelRef
-from serpipe.pseudolabel import gate, generation, schemas, sources, student
+from serpipe.pseudolabel import compared, gate, generation, schemas, sources, student
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel.arrays import by_id, seeded, words
+from serpipe.pseudolabel.compared import Which
 from serpipe.pseudolabel.planted import measure
-from serpipe.pseudolabel.scoring import score, scores_of, stored
+from serpipe.pseudolabel.schemas import Kind
+from serpipe.pseudolabel.scoring import score, scores_of
 from serpipe.store import runs
 from serpipe.store.reading import Store
 from serpipe.store.reading import open as open_store
@@ -44,10 +45,11 @@ class Promotion:
 
     Attributes:
         generation: its number.
+        kind: of the student.
         status: `promoted` or `refused`.
         verdicts: gate by gate.
         figures: of the student on the gating split.
-        gain: over a gold-only student on the same clips.
+        gain: over the gold-only student of its kind on the same clips.
         step: over the student of the round before; over the gold-only one in a first round.
         fp: model fingerprint of the student that was judged; no other may teach.
         classes: that all who are compared can name.
@@ -55,6 +57,7 @@ class Promotion:
     """
 
     generation: int
+    kind: Kind
     status: str
     verdicts: list[gate.Verdict]
     figures: dict[str, Measure]
@@ -65,16 +68,19 @@ class Promotion:
     left_out: int
 
 
-def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = None) -> Promotion:
-    """Apply the gates to a generation's student and write what they said to its `promotion.json`.
+def promote(
+    store: str, number: int, gold: str, *, kind: Kind = "probe", limits: gate.Limits | None = None
+) -> Promotion:
+    """Apply the gates to a generation's student and write what they said beside its rows, a file for each kind.
 
     Judged is gold's split `gate`, else `test`: never what it was trained, calibrated or chosen on. Compared are
     students of the same gold, backbone and settings, by the clips whose label all of them can name.
 
     Args:
         store: directory or fsspec URL.
-        number: of the generation whose student is meant; it and the gold-only student must have relabelled the store.
+        number: of the generation whose student is meant; it and the gold-only student must have labelled the store.
         gold: labels by people.
+        kind: of the student; it is compared with the gold-only one of its kind, and with whoever taught it.
         limits: what the gates ask.
 
     Raises:
@@ -87,13 +93,12 @@ def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = 
     audio = sources.audio_of(opened, record.get("audio"))
     read = golden.read(gold)
     split, clips = _judged(opened, read, audio)
-    names = {"student": number, "gold-only": 0}
-    parent = record["parent"]
+    names: dict[str, Which] = {"student": (number, kind), "gold-only": (0, kind)}
+    parent = compared.parent_of(record, kind)
     if parent is not None:
         names["parent"] = parent
-    models = {what: _student(opened, audio, which) for what, which in names.items()}
-    _refuse_unlike(opened, names, read)
-    heard = {what: stored(opened, audio, model.name, model.fp) for what, model in models.items()}
+    heard = {what: compared.find(opened, audio, which) for what, which in names.items()}
+    compared.refuse_unlike(opened, audio, names, read)
     classes = _shared(heard, clips, read.location)
     answers = {what: _answers(opened, audio, model, clips, classes) for what, model in heard.items()}
     canaries = _canaries(opened, audio, record, heard["student"])
@@ -101,29 +106,27 @@ def promote(store: str, number: int, gold: str, *, limits: gate.Limits | None = 
     verdicts = gate.judge(answers["student"], answers["gold-only"], answers.get("parent"), canaries, limits, planted)
     made = Promotion(
         generation=number,
+        kind=kind,
         status="refused" if any(verdict.passed is False for verdict in verdicts) else "promoted",
         verdicts=verdicts,
         figures=evaluate(answers["student"], count=limits.count),
         gain=difference(answers["student"], answers["gold-only"], count=limits.count),
         step=difference(answers["student"], answers.get("parent", answers["gold-only"]), count=limits.count),
-        fp=models["student"].fp,
+        fp=heard["student"].fp,
         classes=classes,
         left_out=clips.num_rows - len(answers["student"]),
     )
-    opened.storage.put(schemas.promotion(number), _text(made, read, split, limits))
+    opened.storage.put(schemas.promotion(number, kind), _text(made, read, split, limits))
     return made
 
 
-def status(store: Store, number: int) -> str | None:
+def status(store: Store, number: int, kind: Kind = "probe") -> str | None:
     """`promoted`, `refused`, or None where the gates were not asked."""
-    try:
-        said: dict[str, Any] = json.loads(store.storage.get(schemas.promotion(number)))
-    except FileNotFoundError:
-        return None
-    return str(said["status"])
+    said = student.judged(store.storage, number, kind)
+    return None if said is None else str(said["status"])
 
 
-def score_final(store: str, number: int, gold: str) -> dict[str, Measure]:
+def score_final(store: str, number: int, gold: str, *, kind: Kind = "probe") -> dict[str, Measure]:
     """Score the final split, once: the store remembers what was judged by, and it judges nobody again.
 
     Raises:
@@ -138,13 +141,12 @@ def score_final(store: str, number: int, gold: str) -> dict[str, Measure]:
     clips = matched.filter(pc.equal(matched["split"], "final"))
     if not clips.num_rows:
         raise UsageError("PROMOTE_NO_GOLD", f"{gold} has no split final that {store} holds")
-    model = _student(opened, audio, number)
-    _refuse_unlike(opened, {"student": number}, read)
-    _refuse_unjudged(opened, number, model)
-    heard = stored(opened, audio, model.name, model.fp)
+    heard = compared.find(opened, audio, (number, kind))
+    compared.refuse_unlike(opened, audio, {"student": (number, kind)}, read)
+    _refuse_unjudged(opened, (number, kind), heard)
     found = evaluate(_answers(opened, audio, heard, clips, None))
     mark = {
-        "student": model.name,
+        "student": heard.model,
         "time": runs.now(),
         "clips": clips.num_rows,
         "figures": {name: asdict(measure) for name, measure in found.items()},
@@ -183,16 +185,14 @@ def _refuse_spent(store: Store, marks: Sequence[str], clips: pa.Table) -> None:
             )
 
 
-def _refuse_unjudged(store: Store, number: int, model: ModelRef) -> None:
-    try:
-        said = json.loads(store.storage.get(schemas.promotion(number)))
-    except FileNotFoundError:
-        said = {}
+def _refuse_unjudged(store: Store, which: Which, model: sources.Stored) -> None:
+    said = student.judged(store.storage, *which) or {}
     if (said.get("status"), said.get("fp")) != ("promoted", model.fp):
+        flag = " --finetuned" if which[1] == "finetuned" else ""
         raise UsageError(
             "FINAL_NOT_PROMOTED",
-            f"{model.name} has not passed its gates, and the final split, which judges once, is kept for one that has; "
-            f"`serpipe promote {store.storage.root} --generation {number} --gold …` says why",
+            f"{model.model} has not passed its gates, and the final split, which judges once, is kept for one that "
+            f"has; `serpipe promote {store.storage.root} --generation {which[0]}{flag} --gold …` says why",
         )
 
 
@@ -207,52 +207,6 @@ def _judged(store: Store, gold: golden.Gold, audio: str) -> tuple[str, pa.Table]
         f"{gold.location} has no split gate or test that {store.storage.root} holds; a student is not judged on what "
         "it, its teachers' calibration or a choice was made on",
     )
-
-
-def _student(store: Store, audio: str, number: int) -> ModelRef:
-    """A student that has labelled the store."""
-    name, where = student.name(number), student.folder(number)
-    if not store.storage.exists(f"{where}probe.json"):
-        raise UsageError(
-            "PROMOTE_NO_STUDENT",
-            f"{store.storage.root} has no student {name}; `serpipe train {store.storage.root} --generation {number} "
-            "--gold …` makes it",
-        )
-    model = student.ref(store.storage, number)
-    if not any(one.model == name and one.fp == model.fp for one in sources.stored_models(store, audio)):
-        raise UsageError(
-            "PROMOTE_NOT_RELABELLED",
-            f"{name} has not labelled {store.storage.root}; `serpipe relabel {store.storage.root} --student "
-            f"{number}` does",
-        )
-    return model
-
-
-def _refuse_unlike(store: Store, names: Mapping[str, int], gold: golden.Gold) -> None:
-    """All must have learnt this gold, and the student and the gold-only one must differ in the pseudo-labels alone."""
-    trained = {what: student.training(store.storage, number) for what, number in names.items()}
-    for what, number in names.items():
-        if trained[what]["gold"]["hash"] != gold.hash:
-            raise UsageError(
-                "PROMOTE_OTHER_GOLD",
-                f"{student.name(number)} was trained with other gold than {gold.location} and may have learnt what it "
-                f"would be judged by; `serpipe train {store.storage.root} --generation {number} --gold "
-                f"{gold.location}` and `serpipe relabel` make it again",
-            )
-    if "gold-only" not in names:
-        return
-    mine, alone = trained["student"], trained["gold-only"]
-    pairs = {
-        "another backbone": [(one["backbone"]["model"], one["backbone"]["fp"]) for one in (mine, alone)],
-        "other settings": [one["settings"] for one in (mine, alone)],
-    }
-    unlike = [what for what, (first, second) in pairs.items() if first != second]
-    if unlike:
-        raise UsageError(
-            "PROMOTE_UNLIKE",
-            f"{student.name(names['student'])} and {student.name(0)} were trained with {unlike[0]}, so that "
-            "their difference says nothing of the pseudo-labels; `serpipe train` both with the same options",
-        )
 
 
 def _shared(models: Mapping[str, sources.Stored], clips: pa.Table, gold: str) -> tuple[str, ...]:
@@ -298,7 +252,7 @@ def _canaries(
 def _text(made: Promotion, gold: golden.Gold, split: str, limits: gate.Limits) -> bytes:
     content = {
         "generation": made.generation,
-        "student": student.name(made.generation),
+        "student": student.name(made.generation, made.kind),
         "fp": made.fp,
         "status": made.status,
         "split": split,
@@ -321,4 +275,4 @@ def lines(made: Promotion) -> list[str]:
     if made.left_out:
         shared = ", ".join(made.classes)
         said.append(f"  {made.left_out} clips are left out: not all of the students can name more than {shared}")
-    return [f"{student.name(made.generation)} is {made.status}", *said]
+    return [f"{student.name(made.generation, made.kind)} is {made.status}", *said]

@@ -69,6 +69,7 @@ def _teacher(voter: teachers.Voter, fit: calibrate.Calibration, audio: str) -> d
         "weight": voter.weight,
         "licence": voter.licence,
         "student_of": voter.student_of,
+        "student_kind": voter.student_kind,
         "calibration": fit.to_dict(),
     }
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pyarrow as pa
 
 from serpipe.pack import ID
+
+Kind = Literal["probe", "finetuned"]
+"""What a generation can train: a head on stored embeddings, or a whole model."""
 
 VERSION = "1"
 """Of a generation's rows and record; raised when a column changes its meaning."""
@@ -95,6 +100,11 @@ def record(number: int) -> str:
     return f"{folder(number)}generation.json"
 
 
-def promotion(number: int) -> str:
-    """What the gates said of the generation's student."""
-    return f"{folder(number)}promotion.json"
+def promotion(number: int, kind: Kind = "probe") -> str:
+    """What the gates said of the generation's student of a kind.
+
+    Examples:
+        >>> promotion(2, "finetuned")
+        'pseudo_labels/generation=2/promotion-finetuned.json'
+    """
+    return f"{folder(number)}promotion{'' if kind == 'probe' else f'-{kind}'}.json"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from serpipe.errors import UsageError
 from serpipe.models.registry import families
-from serpipe.pseudolabel import schemas, student
+from serpipe.pseudolabel import student
 from serpipe.pseudolabel.recipe import Recipe, Teacher
+from serpipe.pseudolabel.schemas import Kind
 from serpipe.pseudolabel.sources import Stored
 from serpipe.store.storage import Storage
 
@@ -29,6 +30,7 @@ class Voter:
         weight: of the vote.
         licence: of the model, as its passport in the store has it; None where there is none.
         student_of: the generation that trained it, 0 for gold alone; None for a model that is no student.
+        student_kind: what kind of student it is; None for a model that is none.
     """
 
     stored: Stored
@@ -36,6 +38,7 @@ class Voter:
     weight: float
     licence: str | None
     student_of: int | None
+    student_kind: Kind | None
     witness: bool = True
 
 
@@ -96,7 +99,8 @@ def _voter(storage: Storage, teacher: Teacher, models: Sequence[Stored], *, unga
     origin = student.origin(storage, stored.model, stored.fp)
     generation = None if origin is None else _generation(storage, stored, origin, ungated=ungated)
     lineage = teacher.lineage or (_family(stored.model) if origin is None else STUDENTS)
-    return Voter(stored, lineage, teacher.weight, _licence(storage, stored), generation)
+    kind = None if origin is None else origin.kind
+    return Voter(stored, lineage, teacher.weight, _licence(storage, stored), generation, kind)
 
 
 def _find(name: str, fp: str | None, models: Sequence[Stored]) -> Stored:
@@ -119,10 +123,7 @@ def _generation(storage: Storage, stored: Stored, origin: student.Origin, *, ung
         return 0
     why = "has passed no gates of this store"
     for generation in reversed(origin.generations if origin.here else ()):
-        try:
-            said = json.loads(storage.get(schemas.promotion(generation)))
-        except FileNotFoundError:
-            said = {}
+        said = student.judged(storage, generation, origin.kind) or {}
         if ungated or (said.get("status") == "promoted" and said.get("fp") == stored.fp):
             return generation
         if said.get("fp", stored.fp) != stored.fp:
@@ -131,7 +132,8 @@ def _generation(storage: Storage, stored: Stored, origin: student.Origin, *, ung
             why = "was refused by its gates" if said.get("status") == "refused" else "has not passed its gates"
     raise UsageError(
         "TEACHER_NOT_PROMOTED",
-        f"student {stored.model} {why} and may not teach; `serpipe promote` says why, or promotes it",
+        f"student {stored.model} {why} and may not teach; `serpipe promote"
+        f"{' --finetuned' if origin.kind == 'finetuned' else ''}` says why, or promotes it",
     )
 
 

@@ -219,29 +219,18 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _card(name: str, training: Mapping[str, Any]) -> str:
-    """What a person should know before using a student."""
-    kept, gold = training["pseudo_rows"], training["gold"]["rows"]
-    figure = training["left_out"]["recall_macro_ua"]
-    taught = ", ".join(str(teacher.get("model", teacher)) for teacher in training["teachers"]) or "nobody"
-    backbone = training["backbone"]
+    figure, backbone = training["left_out"]["recall_macro_ua"], training["backbone"]
     hidden = training["settings"]["hidden"]
-    lines = [
-        f"# {name}",
-        "",
+    return student.card(
+        name,
         f"A student of serpipe: a head ({'linear' if not hidden else f'{hidden} hidden units'}) on the utterance "
         f"embeddings of `{backbone['model']}` (fingerprint {backbone['fp']}).",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| Classes | {', '.join(training['classes'])} |",
-        f"| Gold rows, in every batch | {gold} |",
-        f"| Pseudo-labelled rows | {kept} of generation {training['generation']}, taught by {taught} |",
-        f"| UA on gold voices it did not hear | {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] |",
-        f"| Temperature in its weights | {training['temperature']:.3f} |",
-        f"| Licence of the backbone | {backbone['licence']} |",
-        "",
+        {
+            **student.learnt(training),
+            "UA on gold voices it did not hear": f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]",
+            "Temperature in its weights": f"{training['temperature']:.3f}",
+            "Licence of the backbone": backbone["licence"],
+        },
         "The UA is of heads fitted without the voice they are judged on, not of this one. What the gates said stands "
-        "in the generation's `promotion.json`. Teachers' and audio's licences bind this student too.",
-        "",
-    ]
-    return "\n".join(lines)
+        "in the generation's `promotion.json`.",
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from serpipe.pseudolabel import generation, schemas
+from serpipe.pseudolabel import generation, student
 from serpipe.store.storage import Storage
 
 STAGES = {
@@ -32,7 +31,7 @@ STAGES = {
 
 
 def read(storage: Storage, number: int | None) -> dict[str, Any] | None:
-    """A generation's record, with what the gates said under `promotion` where they were asked.
+    """A generation's record, with what the gates said of each of its students under `promotions`.
 
     Args:
         storage: the store.
@@ -49,14 +48,10 @@ def read(storage: Storage, number: int | None) -> dict[str, Any] | None:
         if number is None:
             return None
     record = generation.load(storage, number)
-    try:
-        promotion = json.loads(storage.get(schemas.promotion(number)))
-    except FileNotFoundError:
-        promotion = None
     considered = max(record["considered"]["segments"], 1)
     funnel = [
         step | {"why": STAGES.get(step["stage"], ""), "share": step["kept"] / considered}
         for step in record["funnel"]
         if step["dropped"]
     ]
-    return record | {"funnel": funnel, "promotion": promotion}
+    return record | {"funnel": funnel, "promotions": student.promotions(storage, number)}

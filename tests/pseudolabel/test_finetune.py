@@ -13,6 +13,7 @@ import soundfile
 
 import serpipe
 from serpipe.models.registry import resolve
+from serpipe.pseudolabel import student
 from serpipe.pseudolabel.finetune import finetune
 from serpipe.store.storage import Storage
 from serpipe.testing import generic
@@ -67,6 +68,11 @@ def test_two_workers_one_killed(corpus: Path) -> None:
     assert made.rows == 16
     assert np.isfinite(made.loss)
     model = resolve(f"{made.name}={made.folder}")
+    told = student.training(Storage(str(store)), 0, "finetuned")
+    assert (made.name, made.steps, told["settings"]["steps"]) == ("finetuned-gold", 40, 40)
+    assert told["weights_sha256"] == model.weights_sha256
+    assert told["backbone"] == {"model": "model", "weights_sha256": resolve(f"x={corpus / 'model'}").weights_sha256}
+    assert Path(made.folder, "card.md").read_text().startswith("# finetuned-gold\n")
     assert model.spec.labels == ("anger", "sadness")
     assert model.spec.taxonomy == "canonical"
     outputs = model.load("cpu").forward([speech_like(2.0, seed=1)], frames=False)

@@ -38,8 +38,17 @@ def test_what_is_known_of_weights_grows_and_is_not_unlearnt(tmp_path: Path) -> N
     student.register(storage, "aa", 7, here=False)
     assert student.origin(storage, "any", "00") == student.Origin((1, 2), here=True)
     # What no passport speaks of goes by its name.
-    called = {
-        name: student.origin(storage, name, "11") for name in ("probe-3", "probe-gold", "finetuned-probe-gold", "a")
+    names = ("probe-3", "probe-gold", "finetuned-2", "finetuned-gold", "a")
+    called = {name: student.origin(storage, name, "11") for name in names}
+    assert {name: origin and (origin.generations, origin.kind) for name, origin in called.items()} == {
+        "probe-3": ((3,), "probe"),
+        "probe-gold": ((0,), "probe"),
+        "finetuned-2": ((2,), "finetuned"),
+        "finetuned-gold": ((0,), "finetuned"),
+        "a": None,
     }
-    generations = {name: origin and origin.generations for name, origin in called.items()}
-    assert generations == {"probe-3": (3,), "probe-gold": (0,), "finetuned-probe-gold": (0,), "a": None}
+    assert all(student.name(number, kind) in names for number, kind in ((3, "probe"), (2, "finetuned"), (0, "probe")))
+    # Nor what kind it is.
+    student.register(storage, "bb", 4, here=True, kind="finetuned")
+    storage.put("passports/whole-00-x.json", b'{"weights_sha256": "bb"}')
+    assert student.origin(storage, "whole", "00") == student.Origin((4,), here=True, kind="finetuned")

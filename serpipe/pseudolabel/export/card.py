@@ -40,7 +40,7 @@ class Facts:
         root: the destination.
         cut: whether the audio is there, else referred to.
         record: of the generation.
-        promotion: what the gates said of its student; None where they were not asked.
+        promotions: what the gates said of each of its students that they were asked of.
         licences: behind it.
         clips: of each split and label.
         hours: of each split.
@@ -52,7 +52,7 @@ class Facts:
     root: str
     cut: bool
     record: Mapping[str, Any]
-    promotion: Mapping[str, Any] | None
+    promotions: Sequence[Mapping[str, Any]]
     licences: Licences
     clips: Mapping[str, Mapping[str, int]]
     hours: Mapping[str, float]
@@ -187,16 +187,15 @@ def _funnel(facts: Facts) -> Iterator[str]:
 
 def _gates(facts: Facts) -> Iterator[str]:
     yield "## Gates\n"
-    promotion = facts.promotion
-    if promotion is None:
+    if not facts.promotions:
         yield "No student of this generation was judged when this was exported.\n"
-        return
-    student, status, split = (promotion[name] for name in ("student", "status", "split"))
-    yield f"The student {student} was **{status}**, judged on gold's split {split}.\n"
     said = {True: "passed", False: "failed", None: "not asked"}
-    yield from _table(
-        ["gate", "verdict", "why"], [[one["gate"], said[one["passed"]], one["why"]] for one in promotion["gates"]]
-    )
+    for promotion in facts.promotions:
+        student, status, split = (promotion[name] for name in ("student", "status", "split"))
+        yield f"The student {student} was **{status}**, judged on gold's split {split}.\n"
+        yield from _table(
+            ["gate", "verdict", "why"], [[one["gate"], said[one["passed"]], one["why"]] for one in promotion["gates"]]
+        )
 
 
 def _limits(_: Facts) -> Iterator[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +15,12 @@ import pyarrow.parquet as pq
 
 from serpipe.audio.decode import Channels
 from serpipe.errors import UsageError
-from serpipe.pseudolabel import schemas
+from serpipe.pseudolabel import student
 from serpipe.pseudolabel.export import card, croissant, licence, shards
 from serpipe.pseudolabel.export.audio import Samples, cut, flac
 from serpipe.pseudolabel.export.clips import Clip, Kept, read, sure_of
 from serpipe.pseudolabel.export.formats import FORMATS, Format
 from serpipe.pseudolabel.export.texts import Texts
-from serpipe.store.reading import Store
 from serpipe.store.reading import open as open_store
 from serpipe.store.storage import Storage
 
@@ -99,7 +97,7 @@ def export(
         root=there.storage.shown,
         cut=way == "cut",
         record=kept.record,
-        promotion=_promotion(opened, number),
+        promotions=student.promotions(opened.storage, number),
         licences=licence.read(opened.storage, kept.record, kept.licences),
         clips={split: dict(counts) for split, counts in writer.clips.items()},
         hours=writer.hours,
@@ -224,14 +222,6 @@ def _refuse_references(kept: Kept, form: str, channels: Channels) -> None:
             "EXPORT_NEEDS_CUT",
             f"{several} clips are of recordings with several channels, and {form} cannot name {what}; add --audio cut",
         )
-
-
-def _promotion(store: Store, number: int) -> dict[str, Any] | None:
-    try:
-        said: dict[str, Any] = json.loads(store.storage.get(schemas.promotion(number)))
-    except FileNotFoundError:
-        return None
-    return said
 
 
 def _labels(kept: Kept, places: list[int], files: list[str | None]) -> pa.Table:
