@@ -8,6 +8,7 @@ LOUDNESS = '''
 """How loud a segment is, and how long."""
 import pathlib
 import numpy as np
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import ModelSpec, Outputs
 
 SPEC = ModelSpec(name="NAME", hub_id=None, revision=None, licence="Apache-2.0", labels=("neutral", "anger"),
@@ -17,7 +18,7 @@ SPEC = ModelSpec(name="NAME", hub_id=None, revision=None, licence="Apache-2.0", 
 SPECS, FILES, SHIPPED = (SPEC,), ("NAME.py",), str(pathlib.Path(__file__).parent)
 
 class Loudness:
-    spec, weights_sha256 = SPEC, "0" * 64
+    spec, weights_sha256 = SPEC, content_sha256(SHIPPED, FILES)
     def forward(self, waveforms, *, frames):
         level = np.array([[0.0, np.sqrt(np.mean(w**2)) * 10 - 1] for w in waveforms], np.float32).reshape(-1, 2)
         scores = np.exp(level) / np.exp(level).sum(axis=1, keepdims=True)

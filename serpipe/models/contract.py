@@ -79,7 +79,7 @@ class Adapter(Protocol):
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of the weights that are loaded, as 64 hexadecimal digits."""
+        """Hash of the family's files, as `serpipe.models.checkpoint.content_sha256` gives it of what was loaded."""
         ...
 
     def forward(self, waveforms: Sequence[NDArray[np.float32]], *, frames: bool) -> Outputs:

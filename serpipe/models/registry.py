@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import socket
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from serpipe import ids
-from serpipe.errors import UsageError
+from serpipe.errors import ModelError, UsageError
 from serpipe.models import weights
 from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import Adapter, ModelSpec
@@ -29,9 +30,6 @@ FAMILIES = (
     "serpipe.models.mel_statistics",
 )
 """The families that ship with serpipe, a module each."""
-
-RANDOM_WEIGHTS = "RANDOM_WEIGHTS"
-"""File that marks a checkpoint with made-up weights."""
 
 _ANY_CLASSIFIER = "serpipe.models.generic"
 _STUDENT = "serpipe.models.probe"
@@ -87,17 +85,27 @@ class ModelRef:
     @property
     def random_weights(self) -> bool:
         """Whether `serpipe.testing.make_checkpoint` made these weights up."""
-        return (Path(weights.localised(self.location, (RANDOM_WEIGHTS,))) / RANDOM_WEIGHTS).exists()
+        directory = weights.localised(self.location, _family(self.family).FILES)
+        return (Path(directory) / weights.RANDOM_WEIGHTS).exists()
 
     def load(self, device: str) -> Adapter:
         """Audit the weights and put the network on a device.
 
         Raises:
-            ModelError: the checkpoint is not this model, whole and unchanged.
+            ModelError: the checkpoint is not this model, whole and unchanged; `MODEL_WEIGHTS_CHANGED`, it holds other
+                weights than where and when this was resolved, so that labels would bear another model's fingerprint.
         """
         family = _family(self.family)
         directory = weights.localised(self.location, family.FILES)
-        return family.load(self.spec, directory, device=device, dtype=self.dtype)
+        adapter = family.load(self.spec, directory, device=device, dtype=self.dtype)
+        if adapter.weights_sha256 != self.weights_sha256:
+            raise ModelError(
+                "MODEL_WEIGHTS_CHANGED",
+                f"{self.location} holds other weights on {socket.gethostname()} now than those that {self.name} was "
+                "planned with, and labels would bear the wrong fingerprint; give every machine the same files and run "
+                "the same command again",
+            )
+        return adapter
 
 
 def families() -> dict[str, Family]:

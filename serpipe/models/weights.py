@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from serpipe.errors import ModelError
 from serpipe.models.contract import ModelSpec
+
+RANDOM_WEIGHTS = "RANDOM_WEIGHTS"
+"""File that marks a checkpoint whose weights `serpipe.testing.make_checkpoint` made up."""
 
 
 def cache() -> Path:
@@ -20,11 +25,11 @@ def cache() -> Path:
 
 
 def localised(location: str, files: tuple[str, ...]) -> str:
-    """A local folder with a checkpoint's files; those at a URL are copied once.
+    """A local folder with a checkpoint's files; those at a URL are copied once, and again where they have changed.
 
     Args:
         location: a local folder, or an fsspec URL of one.
-        files: patterns of the names that are wanted.
+        files: patterns of the names that are wanted; the mark of random weights always is.
 
     Raises:
         ModelError: `MODEL_WEIGHTS_MISSING`, `MODEL_WEIGHTS_UNREACHABLE`.
@@ -33,25 +38,33 @@ def localised(location: str, files: tuple[str, ...]) -> str:
         if not os.path.isdir(location):
             raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no folder {location}; give the checkpoint's own")
         return location
-    target = cache() / "models" / hashlib.sha256(location.encode()).hexdigest()[:24]
-    if not target.is_dir():
-        _copy(location, files, target)
-    return str(target)
-
-
-def _copy(location: str, files: tuple[str, ...], target: Path) -> None:
     # A machine that has its weights in a folder needs nothing that speaks to object stores.
     from serpipe.remote import connect, patiently
 
     try:
         fs, root = connect(location)
-        names = [
-            name for name in patiently()(fs.ls, root, detail=False) if any(fnmatch(Path(name).name, p) for p in files)
-        ]
+        fs.invalidate_cache(root)
+        found = patiently()(fs.ls, root, detail=True)
     except Exception as error:
         raise _unreachable(location, error) from error
-    if not names:
+    wanted = {
+        Path(entry["name"]).name: entry
+        for entry in found
+        if any(fnmatch(Path(entry["name"]).name, pattern) for pattern in (*files, RANDOM_WEIGHTS))
+    }
+    if not wanted.keys() - {RANDOM_WEIGHTS}:
         raise ModelError("MODEL_WEIGHTS_MISSING", f"there is no checkpoint at {location}")
+    # What the store says of the files: a model that was trained again in its place is another one.
+    facts = json.dumps([location, wanted], sort_keys=True, default=str)
+    target = cache() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:24]
+    if not target.is_dir():
+        _copy(location, fs, [entry["name"] for entry in wanted.values()], target)
+    return str(target)
+
+
+def _copy(location: str, fs: Any, names: list[str], target: Path) -> None:
+    from serpipe.remote import patiently
+
     target.parent.mkdir(parents=True, exist_ok=True)
     # Another worker may copy the same checkpoint; whoever is first to rename wins, and both copies are the same.
     scratch = Path(tempfile.mkdtemp(dir=target.parent))

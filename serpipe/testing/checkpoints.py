@@ -34,7 +34,8 @@ def make_checkpoint(name: str, directory: str | Path, *, size: Literal["tiny", "
         >>> resolve(f"audeering-dim={folder}").spec.labels
         ('arousal', 'dominance', 'valence')
     """
-    from serpipe.models.registry import RANDOM_WEIGHTS, families
+    from serpipe.models.registry import families
+    from serpipe.models.weights import RANDOM_WEIGHTS
 
     for module, family in families().items():
         for spec in family.SPECS:

@@ -16,6 +16,7 @@ import os
 import pathlib
 import signal
 import numpy as np
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import ModelSpec, Outputs
 
 SPEC = ModelSpec(name="fragile", hub_id=None, revision=None, licence="Apache-2.0", labels=("neutral", "anger"),
@@ -24,7 +25,7 @@ SPEC = ModelSpec(name="fragile", hub_id=None, revision=None, licence="Apache-2.0
 SPECS, FILES, SHIPPED = (SPEC,), ("fragile.py",), str(pathlib.Path(__file__).parent)
 
 class Fragile:
-    spec, weights_sha256 = SPEC, "0" * 64
+    spec, weights_sha256 = SPEC, content_sha256(SHIPPED, FILES)
     broken = False
     def forward(self, waveforms, *, frames):
         for waveform in waveforms:

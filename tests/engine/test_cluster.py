@@ -16,6 +16,7 @@ LOUDNESS = '''
 """A third party's model: how loud a segment is."""
 import pathlib
 import numpy as np
+from serpipe.models.checkpoint import content_sha256
 from serpipe.models.contract import ModelSpec, Outputs
 
 SPEC = ModelSpec(name="loudness", hub_id=None, revision=None, licence="Apache-2.0", labels=("neutral", "anger"),
@@ -25,7 +26,7 @@ SPEC = ModelSpec(name="loudness", hub_id=None, revision=None, licence="Apache-2.
 SPECS, FILES, SHIPPED = (SPEC,), ("loudness.py",), str(pathlib.Path(__file__).parent)
 
 class Loudness:
-    spec, weights_sha256 = SPEC, "0" * 64
+    spec, weights_sha256 = SPEC, content_sha256(SHIPPED, FILES)
     def forward(self, waveforms, *, frames):
         level = np.array([[0.0, np.sqrt(np.mean(w**2)) * 10 - 1] for w in waveforms], np.float32)
         scores = np.exp(level) / np.exp(level).sum(axis=1, keepdims=True)

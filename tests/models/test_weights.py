@@ -29,10 +29,39 @@ def test_a_url_and_a_folder_give_one_model(checkpoint: Path, tmp_path: Path, mon
     (tmp_path / "cache").mkdir()
     remote, local = resolve("odyssey-attributes=memory://weights"), resolve(f"odyssey-attributes={checkpoint}")
     assert remote.fp == local.fp
-    fs.rm("/weights", recursive=True)
+    assert remote.random_weights
     assert remote.load("cpu").weights_sha256 == local.weights_sha256
+    (copy,) = (tmp_path / "cache" / "models").iterdir()
+    assert {path.name for path in copy.iterdir()} <= {path.name for path in checkpoint.iterdir()}
+    fs.rm("/weights", recursive=True)
+    with pytest.raises(ModelError, match="MODEL_WEIGHTS_MISSING: there is no checkpoint at memory://weights"):
+        remote.load("cpu")
     with pytest.raises(ModelError, match="MODEL_WEIGHTS_MISSING: there is no checkpoint at memory://elsewhere"):
         resolve("odyssey-attributes=memory://elsewhere")
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+def test_weights_that_were_replaced_are_another_model(
+    where: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path / "cache"))
+    other = Path(make_checkpoint("odyssey-attributes", tmp_path / "other", seed=1))
+    root = "memory://trained-again" if where == "url" else str(tmp_path / "place")
+
+    def put(folder: Path) -> None:
+        fs, path = fsspec.core.url_to_fs(root)
+        fs.makedirs(path, exist_ok=True)
+        for file in folder.iterdir():
+            fs.pipe_file(f"{path}/{file.name}", file.read_bytes())
+
+    put(checkpoint)
+    before = resolve(f"odyssey-attributes={root}")
+    put(other)
+    with pytest.raises(ModelError, match=r"MODEL_WEIGHTS_CHANGED: .* holds other weights on"):
+        before.load("cpu")
+    now = resolve(f"odyssey-attributes={root}")
+    assert now.fp == resolve(f"odyssey-attributes={other}").fp != before.fp
+    assert now.load("cpu").weights_sha256 == now.weights_sha256
 
 
 def test_a_hub_copy_at_the_pinned_revision_is_found_without_a_network(
