@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes: what runs on Ray in one, with one Ray, everything else in the other.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
 .PHONY: demo report docs test test-slow test-long test-s3 test-all check bench bench-check clean
@@ -23,27 +21,28 @@ report: $(VENV)/installed
 docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
+# Two processes: what runs on Ray in one, with one Ray, everything else in the other.
 test: $(VENV)/installed-test check
-	$(PYTEST) -m "not slow and not long and not s3"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not long and not s3"
 
+# One process: many of these start a cluster of their own, and two of them would be slower than one after the other.
 test-slow: $(VENV)/installed-test
-	$(PYTEST) -m "slow and not long and not s3"
+	$(BIN)/python -m pytest -m "slow and not long and not s3"
 
 # Run by hand: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
 test-long: $(VENV)/installed-test
-	$(PYTEST) -m "long and not s3"
+	$(BIN)/python -m pytest -m "long and not s3"
 
 # Starts the store of infra/object-store by itself; as root it installs what that needs.
 test-s3: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m s3
 
 # What must pass before a change lands, with the programs that some tests need: as root on Debian it installs those that
-# are missing.
+# are missing. A real store answers slowly, so its tests run beside the slow ones.
 test-all:
 	infra/programs
 	$(MAKE) test
-	$(MAKE) test-slow
-	$(MAKE) test-s3
+	$(MAKE) --jobs 2 --output-sync=target test-slow test-s3
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray's workers stand back behind everything else, and beside a busy process of tests they would not come to their turn.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # The same on every machine: what a sum of floats is depends on how many threads add.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
