@@ -18,7 +18,8 @@ from serpipe.engine import request
 from serpipe.errors import ModelError, UsageError
 from serpipe.models import certificate
 from serpipe.models.passport import issue
-from serpipe.models.registry import RANDOM_WEIGHTS, resolve
+from serpipe.models.registry import resolve
+from serpipe.models.weights import RANDOM_WEIGHTS
 from serpipe.testing import make_checkpoint, speech_like, write_speech
 
 
