@@ -12,6 +12,8 @@ import pytest
 import serpipe
 from tests.tables import assert_same, read
 
+pytestmark = pytest.mark.slow
+
 LOUDNESS = '''
 """A third party's model: how loud a segment is."""
 import pathlib

@@ -67,6 +67,7 @@ def calm(long_archive: Path, ray_session: None, tmp_path_factory: pytest.TempPat
     return store
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_run_again(long_archive: Path, calm: str, tmp_path: Path) -> None:
     shaken = str(tmp_path / "shaken")
     died_with: list[int] = []
