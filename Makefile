@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two processes: what runs on Ray in one, with one Ray, everything else in the other.
-IN_TWO := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+IN_TWO := $(BIN)/python -m pytest --numprocesses 2
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
 .PHONY: demo report docs test test-slow test-long test-s3 test-all check bench bench-check clean

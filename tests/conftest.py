@@ -26,11 +26,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs on Ray stays in one process, so that a run has one Ray; a module does, with what its tests share."""
-    for item in items:
-        on_ray = "ray_session" in getattr(item, "fixturenames", ()) or item.path.parent.name == "engine"
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.as_posix()))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes one has all that runs on Ray, so that a run has one Ray; a module stays together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "ray" if "/engine/" in module or "ray_session" in (ROOT / module).read_text() else module
+
+    return ByModule(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
