@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes: what runs on Ray in one, with one Ray, everything else in the other.
-IN_TWO := $(BIN)/python -m pytest --numprocesses 2
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
 .PHONY: demo report docs test test-slow test-long test-s3 test-all check bench bench-check clean
@@ -23,11 +21,13 @@ report: $(VENV)/installed
 docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs dist/docs
 
+# Two processes: what runs on Ray in one, with one Ray, everything else in the other.
 test: $(VENV)/installed-test check
-	$(IN_TWO) -m "not slow and not long and not s3"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not long and not s3"
 
+# One process: many of these start a cluster of their own, and are slower beside each other.
 test-slow: $(VENV)/installed-test
-	$(IN_TWO) -m "slow and not long and not s3"
+	$(BIN)/python -m pytest -m "slow and not long and not s3"
 
 # Run by hand: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
 test-long: $(VENV)/installed-test

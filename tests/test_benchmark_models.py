@@ -109,7 +109,7 @@ def test_it_runs_on_a_machine_with_little_more_than_torch(tmp_path: Path) -> Non
     assert "wanted 0.95" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_holds_itself_against_the_peers_that_are_there(tmp_path: Path) -> None:
     """Transformers is; certificates are made without a codec."""
     said, rows = bare(tmp_path, "--dtype", "float32", "--model", "embedded", "--peers")

@@ -17,7 +17,13 @@ from serpipe.testing import speech_like
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("claims", [False, True], ids=["sizes-only", "claimed-durations"])
+@pytest.mark.parametrize(
+    "claims",
+    [
+        pytest.param(False, id="sizes-only"),
+        pytest.param(True, id="claimed-durations", marks=pytest.mark.long),
+    ],
+)
 def test_a_day_of_windows_leaves_few_files(tmp_path: Path, claims: bool) -> None:
     """24 recordings of an hour in windows of six seconds, on two CPUs: at most 60 files, all but one of 100 rows."""
     minute = speech_like(60.0)
