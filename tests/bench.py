@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -52,14 +53,17 @@ class Mortal(Storage):
     def __init__(self, root: str, at: int, *, torn: bool = False) -> None:
         super().__init__(root)
         self._left, self._torn = at, torn
+        self._lock = Lock()
         self.changes: list[str] = []
 
     def _change(self, name: str) -> bool:
-        self.changes.append(name)
-        self._left -= 1
-        if self._left == -1 and not self._torn:
-            raise Killed(name)
-        return self._left == -1
+        # A dead process changes nothing more, in none of its threads.
+        with self._lock:
+            self.changes.append(name)
+            self._left -= 1
+            if self._left < -1 or (self._left == -1 and not self._torn):
+                raise Killed(name)
+            return self._left == -1
 
     def put(self, name: str, data: bytes) -> None:
         if self._change(name):
