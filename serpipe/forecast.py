@@ -14,11 +14,11 @@ from typing import Any
 
 from serpipe.errors import UsageError
 
-RAY_START_S = 4.5
-"""Seconds until Ray answers on one machine of two cores; about as long where it runs already and must be joined."""
+RAY_START = 3.5
+"""How often a fresh process could import Ray Data until Ray answers; about as long where it must only be joined."""
 
-PIPELINE_START_S = 5.5
-"""Seconds that Ray Data and its actors take to start on top of what the same stages take without it."""
+PIPELINE_START = 5.5
+"""The same until Ray Data and its actors have started, on top of what the same stages take without it."""
 
 PACK_CPU_S = 0.03
 """Core-seconds that a pack costs Ray, the driver and the sink's task beside what the stages do with it."""
@@ -130,6 +130,7 @@ class Rehearsal:
         written: what comes of it in the store.
         segments: for a second of audio.
         heard: seconds of them for a second of audio.
+        ray_s: seconds in which a fresh process imports Ray Data: how fast this machine starts what consists of such.
         start_s: seconds until every worker was ready, models loaded.
         load_s: seconds until the first model worker was ready.
     """
@@ -144,6 +145,7 @@ class Rehearsal:
     written: Written
     segments: Range
     heard: float
+    ray_s: float
     start_s: float
     load_s: float
 
@@ -300,7 +302,7 @@ def forecast(
     shared_s = audio_s * cpu_s / cluster.cpus
     if shared_s > work_s:
         slowest, work_s = "cores", shared_s
-    start_s = before_s + RAY_START_S + PIPELINE_START_S + rehearsal.start_s
+    start_s = before_s + (RAY_START + PIPELINE_START) * rehearsal.ray_s + rehearsal.start_s
     wall_s = start_s + work_s
     # Of what was rehearsed nothing is left to chance.
     unseen = sqrt(max(1 - rehearsal.recordings / work.recordings, 0.0)) if work.recordings else 0.0

@@ -45,6 +45,7 @@ def rehearsals(draw: st.DrawFn) -> Rehearsal:
         written=Written(cpu_s=draw(RATES), commits=0.0, bytes={"predictions": 10.0}, commit_bytes={"predictions": 0.0}),
         segments=Range(0.2, 0.1, 0.3),
         heard=1.0,
+        ray_s=draw(st.floats(0.5, 10.0)),
         start_s=draw(st.floats(0.0, 60.0)),
         load_s=1.0,
     )
@@ -71,11 +72,12 @@ def test_a_larger_cluster_never_takes_longer(
     assert usual.wall_s >= audio_s * found.decode.busy_s / 4
 
 
-@given(rehearsals(), st.floats(1e4, 1e8), st.floats(1.0, 50.0))
+@given(rehearsals(), st.floats(1e7, 1e9), st.floats(1.0, 50.0))
 def test_more_audio_takes_longer_in_proportion(found: Rehearsal, audio_s: float, times: float) -> None:
     cluster = Cluster(cpus=64, gpus=4)
     one, more = (told(work(audio_s * n, tasks=10_000), found, cluster) for n in (1.0, times))
-    assert more.cpu_hours == pytest.approx(times * one.cpu_hours, rel=0.02)
+    # Beyond the longest packs in each of the tasks; below, more audio makes longer packs and each second cheaper.
+    assert more.cpu_hours == pytest.approx(times * one.cpu_hours)
     assert more.gpu_hours == pytest.approx(times * one.gpu_hours)
     assert more.bytes == pytest.approx({table: times * count for table, count in one.bytes.items()})
     assert more.wall_s >= one.wall_s - 1e-6
@@ -112,6 +114,7 @@ def test_what_was_rehearsed_whole_is_certain() -> None:
         written=Written(cpu_s=0.0, commits=0.0, bytes={}, commit_bytes={}),
         segments=Range(0.2, 0.1, 0.3),
         heard=1.0,
+        ray_s=1.0,
         start_s=1.0,
         load_s=1.0,
     )

@@ -41,6 +41,11 @@ SEED = 0
 SHORTEST_BATCH_S = 60.0
 """Seconds of audio that are decoded in one go at least, as in a run."""
 
+NOTHING_HEARD = (
+    "the rehearsal met nothing to label, so what the models take and write is not known; --rehearse makes it longer"
+)
+"""Said where a forecast of the models would be a nought that nobody measured."""
+
 
 def plan_ahead(
     manifest: str,
@@ -252,14 +257,15 @@ def _rehearsed(
         seconds=seconds,
         shares=sizes.by_kind,
     )
+    notes = [] if found.heard else [NOTHING_HEARD]
     if cluster.gpus < 1 or gpus >= 1:
-        return found, []
+        return found, notes
     assumed = {model.name: forecast.assumed(model.spec.parameters, model.dtype, found.heard) for model in references}
     note = (
         "no GPU on this machine: GPU-hours, and what follows from them, are assumed from the models' arithmetic, not "
         "rehearsed; plan on a node with a GPU"
     )
-    return replace(found, models=assumed), [note]
+    return replace(found, models=assumed), [*notes, note]
 
 
 def _spread(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Mapping[str, Any]) -> Stages:

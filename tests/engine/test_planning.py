@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from multiprocessing import Event, Queue, Value
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from serpipe.engine import catalogue
 from serpipe.engine.planning import plan_ahead
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.models.registry import resolve
-from serpipe.rehearsal import Company, Crew, labelling, rehearse
+from serpipe.rehearsal import Company, Crew, decoding, labelling, rehearse
 from serpipe.rehearsal.company import Clock
 from serpipe.store import runs
 from serpipe.store.storage import Storage
@@ -156,6 +157,31 @@ def test_pieces_of_a_pack_are_all_of_it(tmp_path: Path) -> None:
         pieces = list(labelling._pieces(pack, {"a": None}, pace, clock))
         joined = pa.concat_arrays([piece["segments"].combine_chunks().flatten() for piece in pieces])
         assert joined.equals(whole)
+
+
+def test_a_decoder_whose_time_is_over_before_it_begins_decodes_one_batch(tmp_path: Path) -> None:
+    """On a busy machine nothing would be measured, and a model of which nothing is known cost nothing."""
+    write_archive(tmp_path)
+    decode = {"segmentation": SEGMENTATION, "speech": False, "pack_seconds": 60.0, "models": {"embedded": "f"}}
+    company = Company(
+        decoders=1, decode=decode, crews=(), gpu=False, embeddings="none", audio="0" * 16, bundle_bytes=1 << 20
+    )
+    clock, packs, told = Clock(Event(), Value("d", 0.0), Value("d", 0.0)), Queue(), Queue()
+    clock.go.set()
+    rows = serpipe.read_manifest(str(tmp_path)).append_column("work_s", pa.array([9.0] * 6))
+    decoding.work([("wav", rows), ("wav", rows)], company, clock, [packs], told)
+    assert told.get()[0] == "decoder"
+    word, done, *_ = told.get()
+    assert (word, [batch.ended for batch in done]) == ("decoded", [6])
+    assert packs.get().num_rows == 1
+
+
+def test_a_rehearsal_without_a_segment_says_what_it_leaves_open(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "broken.wav").write_bytes(b"RIFF")
+    told = plan_ahead(str(tmp_path / "archive"), str(tmp_path / "store"), rehearse_s=1.0, gpus=0.0)
+    assert told.quarantined.value == 1
+    assert [note for note in told.notes if "nothing to label" in note]
 
 
 @pytest.mark.slow
