@@ -49,7 +49,7 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Ten to fourteen minutes on two cores; nothing else should run meanwhile. `jobs/benchmark.py --help` has more.
+# Under ten minutes on two cores; nothing else should run meanwhile. `jobs/benchmark.py --help` has more.
 bench: $(VENV)/installed
 	$(BIN)/python jobs/benchmark.py --quick
 

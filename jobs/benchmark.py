@@ -36,7 +36,7 @@ END_TO_END = "end-to-end/parts:"
 
 
 @click.command(help=__doc__)
-@click.option("--quick", is_flag=True, help="Few rounds on little audio: ten to fourteen minutes on two cores.")
+@click.option("--quick", is_flag=True, help="Few rounds on little audio: under ten minutes on two cores.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this part; again for more.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the figures as a list.")
 @click.option("--figures", type=click.Path(exists=True, path_type=Path), help="Take such a list instead of measuring.")

@@ -23,6 +23,9 @@ PIPELINE_START = 5.5
 PACK_CPU_S = 0.03
 """Core-seconds that a pack costs Ray, the driver and the sink's task beside what the stages do with it."""
 
+MOVE_CPU_S = 0.0005
+"""Core-seconds that a second of a pack's audio costs on its way from stage to stage through the object store."""
+
 FRAMES_FLOP, STEM_FLOP = 100.0, 4.7e9
 """Operations for a second of audio: of each weight at 50 frames a second, and of the convolutions before them."""
 
@@ -293,7 +296,7 @@ def forecast(
         (", ".join(pool.models), sum(rehearsal.models[name].busy_s for name in pool.models), pool.actors)
         for pool in pools
     ]
-    cpu_s = rehearsal.decode.cpu_s + rehearsal.written.cpu_s + PACK_CPU_S / pack_s
+    cpu_s = rehearsal.decode.cpu_s + rehearsal.written.cpu_s + PACK_CPU_S / pack_s + MOVE_CPU_S
     cpu_s += sum(rehearsal.models[name].cpu_s for pool in pools for name in pool.models)
     gpu_s = sum(rehearsal.models[name].busy_s for pool in pools if pool.gpus for name in pool.models)
     slowest, busy_s, actors = max(stages, key=lambda stage: stage[1] / stage[2])

@@ -58,7 +58,7 @@ MEASURE_S = {"full": 1.0, "tiny": 0.05}
 QUICK_S, LONG_S = {"full": 30.0, "tiny": 6.0}, {"full": 120.0, "tiny": 6.0}
 """Seconds of utterances that the adapter labels for one; a GPU and a small model get more."""
 
-WARM_S, WARM_AUDIO_S = 30.0, 8.0
+WARM_S, WARM_AUDIO_S = 30.0, 4.0
 """How long the size of a micro-batch is sought, at most, and on how much audio, at least."""
 
 

@@ -79,7 +79,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             dtype="float32",
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
-            seconds=2400.0 if quick else 18000.0,
+            seconds=1800.0 if quick else 18000.0,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
         )
