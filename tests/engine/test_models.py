@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import serpipe
+from serpipe.engine import label
+from serpipe.errors import SerpipeError
 from serpipe.labels import CANONICAL
-from serpipe.models.registry import specs
+from serpipe.models.registry import ModelRef, specs
 from serpipe.store.storage import Storage
 from serpipe.testing import make_checkpoint
 from tests.tables import read
@@ -43,6 +46,27 @@ def test_all_models_in_one_pass(archive: Path, tmp_path: Path) -> None:
         frames = read(store, f"frames/model={name}").num_rows
         assert frames == (segments if spec.frame_rate else 0), name
     assert len(Storage(store).list("passports/")) == len(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_weights_replaced_behind_the_plan_end_the_run_and_label_nothing(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, store = tmp_path / "checkpoint", str(tmp_path / "store")
+    make_checkpoint("hubert-base-superb-er", place)
+    passport = label._passport
+
+    def replaced_after(storage: Storage, model: ModelRef) -> str:
+        issued = passport(storage, model)
+        shutil.rmtree(place)
+        make_checkpoint("hubert-base-superb-er", place, seed=1)
+        return issued
+
+    monkeypatch.setattr(label, "_passport", replaced_after)
+    with pytest.raises(SerpipeError, match=r"RUN_BROKEN.*MODEL_WEIGHTS_CHANGED"):
+        serpipe.label(str(archive / "a"), store, models=[f"hubert-base-superb-er={place}"], segmentation="window:6/3")
+    assert serpipe.open(store).predictions().num_rows == 0
 
 
 def _assert_canonical(rows: list[dict[str, object]]) -> None:
