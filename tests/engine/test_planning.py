@@ -176,6 +176,17 @@ def test_a_decoder_whose_time_is_over_before_it_begins_decodes_one_batch(tmp_pat
     assert packs.get().num_rows == 1
 
 
+def test_a_machine_on_which_ray_cannot_be_imported_ends_the_rehearsal_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    company = Company(
+        decoders=1, decode={}, crews=(), gpu=False, embeddings="none", audio="0" * 16, bundle_bytes=1 << 20
+    )
+    monkeypatch.setattr("sys.executable", "false")
+    with pytest.raises(SerpipeError, match=r"REHEARSAL_FAILED: .*a process that imports Ray Data ends with 1"):
+        rehearse([], company, seconds=1.0, shares={})
+
+
 def test_a_rehearsal_without_a_segment_says_what_it_leaves_open(tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "broken.wav").write_bytes(b"RIFF")
