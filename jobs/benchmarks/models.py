@@ -145,8 +145,8 @@ def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -
         if not sizes.settled:
             sizes.record(size, audio_s=sum(map(len, those)) / SAMPLE_RATE, busy_s=meter.busy_s)
 
-    at_once = lanes.CUDA_LANES if device == "cuda" else 1
-    some = beginning(clips, max(WARM_AUDIO_S, 2 * at_once * sizes.seconds))
+    at_once = 2 * lanes.CUDA_LANES if device == "cuda" else 1
+    some = beginning(clips, max(WARM_AUDIO_S, at_once * sizes.seconds))
     began = time.perf_counter()
     while not sizes.settled and time.perf_counter() - began < WARM_S:
         label(some)

@@ -15,9 +15,8 @@ from serpipe.models.lanes import CUDA_CALLS, CUDA_LANES
 SMALL_PARAMETERS = 10_000_000
 """Below this a call costs about as much as its work."""
 
-CPU_S, CPU_MOST_S = 2.0, 32.0
-"""Seconds to begin with, and most, on a CPU, where a segment alone runs as fast as a batch; a small model begins with
-the most."""
+CPU_S, CPU_MOST_S = 16.0, 32.0
+"""Seconds to begin with, and most, on a CPU; a small model begins with the most."""
 
 CUDA_S = 128.0
 """Seconds to begin with on a GPU."""

@@ -19,7 +19,18 @@ from torch import Tensor, nn
 
 from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.masking import even, frame_count, masked_mean, nothing, pad, refuse_lengths, valid
-from serpipe.models.packed import Norm, PackedConvolution, PackedFrontEnd, attend, layer_norm, pack_linears, packable
+from serpipe.models.packed import (
+    Norm,
+    PackedConvolution,
+    PackedFrontEnd,
+    apart,
+    as_rows,
+    attend,
+    attend_within,
+    layer_norm,
+    pack_linears,
+    packable,
+)
 
 
 class Emotion2vecAdapter:
@@ -145,30 +156,52 @@ class PaddedEmotion2vec(nn.Module):
         Returns:
             (n, frames, width); what lies beyond the valid frames of a row means nothing.
         """
+        # Layers that are packed take segments one after another; whole rows are as good where none is padded.
+        if isinstance(self.front, PackedFrontEnd) and not even:
+            return self._one_after_another(*self.front.one_after_another(waveforms, lengths))
         hidden = self.project(self.front(waveforms, lengths))
         mask = valid(frame_count(lengths), hidden.shape[1])
         position, keep = hidden, mask.unsqueeze(-1).to(hidden.dtype)
         for layer in self.positional:
             position = layer(position * keep)
-        hidden = hidden + position
-        hidden = self.norm(torch.cat([self.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
-        bias = self._bias(mask, even=even).to(hidden.dtype)
+        hidden = self._with_tokens(hidden + position)
+        bias = self._bias(mask.shape[1], None if even else mask).to(hidden.dtype)
         for block in self.blocks:
             hidden, _ = block(hidden, None, bias)
         last: Tensor = hidden[:, self.extra_tokens.shape[1] :]
         return last
 
-    def _bias(self, mask: Tensor, *, even: bool) -> Tensor:
+    def _one_after_another(self, features: Tensor, sizes: list[int]) -> Tensor:
+        """The same without padding: segments as one row, of which attention and convolutions take each by itself."""
+        hidden = self.project(features)
+        position = hidden
+        for layer in self.positional:
+            position = apart(layer, position, sizes)
+        hidden = apart(self._with_tokens, hidden + position, sizes)
+        extra = self.extra_tokens.shape[1]
+        # What a place adds depends on its distance alone: a shorter segment takes the corner of the longest.
+        bias = self._bias(max(sizes), None).to(hidden.dtype)
+        biases = [bias[..., : extra + size, : extra + size] for size in sizes]
+        for block in self.blocks:
+            hidden, _ = block(hidden, None, biases)
+        return as_rows(hidden, [extra + size for size in sizes])[:, extra:]
+
+    def _with_tokens(self, hidden: Tensor) -> Tensor:
+        """What the blocks take: (n, frames, width) behind the extra tokens, normalised."""
+        made: Tensor = self.norm(torch.cat([self.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
+        return made
+
+    def _bias(self, frames: int, mask: Tensor | None) -> Tensor:
         """What is added to attention scores: distance in frames, and minus infinity for padded keys.
 
         Returns:
-            float32 (1, heads, size, size), or (n, heads, size, size) where rows are not even.
+            float32 (1, heads, size, size), or (n, heads, size, size) where a mask says which frames count.
         """
         extra = self.extra_tokens.shape[1]
-        places = torch.arange(mask.shape[1], device=mask.device)
+        places = torch.arange(frames, device=self.slopes.device)
         distance = (places[None] - places[:, None]).abs()
         bias = F.pad(distance * self.slopes, (extra, 0, extra, 0))
-        if even:
+        if mask is None:
             return bias
         return bias.masked_fill(~F.pad(mask, (extra, 0), value=True)[:, None, None], -torch.inf)
 
@@ -237,16 +270,19 @@ class BiasedAttention(nn.Module):
         self.heads = attention.num_heads
         self.qkv, self.proj = attention.qkv, attention.proj
 
-    def forward(self, hidden: Tensor, _padding_mask: None, alibi_bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, _padding_mask: None, alibi_bias: Tensor | list[Tensor]) -> Tensor:
         """Attend.
 
         Args:
             hidden: (n, size, width).
             _padding_mask: None; the bias masks.
-            alibi_bias: (1 or n, heads, size, size).
+            alibi_bias: (1 or n, heads, size, size); or one of each segment where several lie in one row.
         """
         count, size, width = hidden.shape
         query, key, value = self.qkv(hidden).view(count, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = attend(query, key, value, alibi_bias)
+        if isinstance(alibi_bias, list):
+            mixed = attend_within(query, key, value, [bias.shape[-1] for bias in alibi_bias], alibi_bias)
+        else:
+            mixed = attend(query, key, value, alibi_bias)
         result: Tensor = self.proj(mixed.transpose(1, 2).reshape(count, size, width))
         return result

@@ -26,7 +26,10 @@ from serpipe.models.packed import (
     Norm,
     PackedConvolution,
     PackedFrontEnd,
+    apart,
+    as_rows,
     attend,
+    attend_within,
     exact_gelu,
     layer_norm,
     pack_linears,
@@ -46,6 +49,11 @@ Encoder: TypeAlias = transformers.Wav2Vec2Model | transformers.HubertModel | tra
 # What only training reads, or what `load` decides: number format, attention, SpecAugment and its learned embedding.
 _OURS = ("torch_dtype", "dtype", "attn_implementation", "_attn_implementation", "quantization_config")
 _NO_TRAINING = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
+
+
+Keys: TypeAlias = Tensor | list[int] | None
+"""What a frame attends to: a mask of the frames that count, or the sizes of segments that lie one after another, each
+of which attends to itself; None where all frames count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +134,11 @@ def pack(encoder: nn.Module) -> None:
 
 
 def _attend(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_others: Any
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, keys: Keys, **_others: Any
 ) -> tuple[Tensor, None]:
-    return attend(query, key, value, mask).transpose(1, 2), None
+    if isinstance(keys, list):
+        return attend_within(query, key, value, keys, [None] * len(keys)).transpose(1, 2), None
+    return attend(query, key, value, keys).transpose(1, 2), None
 
 
 _ATTENTION = "serpipe"
@@ -154,17 +164,17 @@ def encode(
         even: every row has as many frames as the longest, so that nothing need be masked.
         layer_shares: what the input of the first layer and the output of each count for in the weighted sum.
     """
-    features = _features(encoder, waveforms, lengths)
-    mask = valid(frame_count(lengths), features.shape[1])
-    projected = encoder.feature_projection(features)
-    hidden = projected[0] if isinstance(projected, tuple) else projected
-    padding = None if even else mask
-    if layer_shares is None:
-        return Encoded(_layers(encoder, hidden, padding), None, mask)
-    *inputs, final = layer_shares
-    total = torch.zeros_like(hidden, dtype=torch.float32)
-    last = _layers(encoder, hidden, padding, weights=inputs, total=total)
-    return Encoded(last, total.add_(last, alpha=final), mask)
+    extractor: Any = encoder.feature_extractor
+    # Layers that are packed take segments one after another; whole rows are as good where none is padded.
+    if isinstance(extractor, PackedFrontEnd) and not even:
+        features, sizes = extractor.one_after_another(waveforms, lengths)
+        last, weighted = _sums(encoder, features, sizes, layer_shares)
+        last, weighted = as_rows(last, sizes), None if weighted is None else as_rows(weighted, sizes)
+    else:
+        features = _features(encoder, waveforms, lengths)
+        mask = None if even else valid(frame_count(lengths), features.shape[1])
+        last, weighted = _sums(encoder, features, mask, layer_shares)
+    return Encoded(last, weighted, valid(frame_count(lengths), last.shape[1]))
 
 
 def masked_group_norm(channels: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -213,17 +223,34 @@ def _features(encoder: Encoder, waveforms: Tensor, lengths: Tensor) -> Tensor:
     return hidden.transpose(1, 2)
 
 
+def _sums(
+    encoder: Encoder, features: Tensor, keys: Keys, layer_shares: Sequence[float] | None
+) -> tuple[Tensor, Tensor | None]:
+    """The last hidden states, and the weighted sum of all layers where shares of it are given."""
+    projected = encoder.feature_projection(features)
+    hidden = projected[0] if isinstance(projected, tuple) else projected
+    if layer_shares is None:
+        return _layers(encoder, hidden, keys), None
+    *inputs, final = layer_shares
+    total = torch.zeros_like(hidden, dtype=torch.float32)
+    last = _layers(encoder, hidden, keys, weights=inputs, total=total)
+    return last, total.add_(last, alpha=final)
+
+
 def _layers(
-    encoder: Encoder, hidden: Tensor, mask: Tensor | None, *, weights: Sequence[float] = (), total: Tensor | None = None
+    encoder: Encoder, hidden: Tensor, keys: Keys, *, weights: Sequence[float] = (), total: Tensor | None = None
 ) -> Tensor:
     """The last hidden states; every layer's input is added to the total as it passes by, and none is kept."""
     stack: Any = encoder.encoder
     wavlm = isinstance(encoder, transformers.WavLMModel)
-    keys: Tensor | None = None
-    if mask is not None:
-        hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
-        keys = _attended(mask) if wavlm else _attended(mask)[:, None, None, :]
-    hidden = hidden + stack.pos_conv_embed(hidden)
+    if isinstance(keys, Tensor):
+        hidden = hidden.masked_fill(~keys.unsqueeze(-1), 0.0)
+    if isinstance(keys, list):
+        hidden = hidden + apart(stack.pos_conv_embed, hidden, keys)
+    else:
+        hidden = hidden + stack.pos_conv_embed(hidden)
+    if isinstance(keys, Tensor):
+        keys = _attended(keys) if wavlm else _attended(keys)[:, None, None, :]
     if not encoder.config.do_stable_layer_norm:
         hidden = stack.layer_norm(hidden)
     bias: Tensor | None = None

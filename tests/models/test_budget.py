@@ -108,6 +108,6 @@ def test_a_call_counts_for_the_size_it_began_with() -> None:
     assert budget.settled
 
 
-def test_a_large_model_begins_with_a_segment_at_a_time_on_a_cpu() -> None:
+def test_a_large_model_begins_with_less_than_the_most_on_a_cpu() -> None:
     large, small = for_model(300_000_000, "cpu"), for_model(80_000, "cpu")
     assert large.seconds < small.seconds == small.most == large.most

@@ -189,7 +189,7 @@ def unguarded(adapter: Any, batch: list[NDArray[np.float32]], without: str | Non
         position = layer(position if without == left_out else position * mask.unsqueeze(-1))
     hidden = hidden + position
     hidden = network.norm(torch.cat([network.extra_tokens.expand(len(hidden), -1, -1), hidden], dim=1))
-    bias = network._bias(mask, even=True)
+    bias = network._bias(mask.shape[1], None)
     if without != "keys" and not mask.all():
         keys = F.pad(mask, (10, 0), value=without != "extra keys")
         bias = bias.masked_fill(~keys[:, None, None], -torch.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import group_norm
 
 from serpipe.errors import ModelError
-from serpipe.models import generic, transformers_classifier, transformers_encoder
+from serpipe.models import generic, transformers_classifier, transformers_encoder, wavlm_attention
 from serpipe.models.masking import frame_count, valid
+from serpipe.models.packed import attend, packable
 from serpipe.models.transformers_classifier import SEQUENCE, ClassifierAdapter
 from serpipe.models.transformers_encoder import build_encoder, encode, masked_group_norm
 from serpipe.testing.transformers_checkpoint import BASE, LARGE, config_of, preprocessor_of, write_checkpoint
@@ -51,9 +52,13 @@ def written(kind: str, shape: str) -> Path:
 
 
 @cache
-def model(kind: str, shape: str) -> ClassifierAdapter:
+def model(kind: str, shape: str, *, packed: bool = False) -> ClassifierAdapter:
+    """With rows padded, as on a GPU; or with segments one after another, as on a CPU that has kernels for it."""
     folder = str(written(kind, shape))
-    adapter = generic.load(generic.spec_of(folder, f"{kind}-{shape}"), folder, device="cpu", dtype="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        if not packed:
+            patch.setattr(transformers_encoder, "packable", lambda _device, _dtype: False)
+        adapter = generic.load(generic.spec_of(folder, f"{kind}-{shape}"), folder, device="cpu", dtype="float32")
     assert isinstance(adapter, ClassifierAdapter)
     return adapter
 
@@ -66,11 +71,12 @@ def limit(kind: str, shape: str) -> float:
 every_model = pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind in KINDS for shape in SHAPES])
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @every_model
-def test_equals_the_stock_class_of_transformers_before_5_16(kind: str, shape: str) -> None:
+def test_equals_the_stock_class_of_transformers_before_5_16(kind: str, shape: str, packed: bool) -> None:
     stock = stock_class(kind, shape, tie=True)
     for piece in checks.MIXED:
-        ours, theirs = both(kind, shape, stock, checks.cut(*piece))
+        ours, theirs = both(kind, shape, stock, checks.cut(*piece), packed=packed)
         np.testing.assert_allclose(ours, theirs, atol=0.3 * limit(kind, shape))
 
 
@@ -89,18 +95,47 @@ def stock_class(kind: str, shape: str, *, tie: bool) -> Any:
     )
 
 
-def both(kind: str, shape: str, stock: Any, wave: checks.Wave) -> tuple[checks.Wave, checks.Wave]:
+def both(
+    kind: str, shape: str, stock: Any, wave: checks.Wave, *, packed: bool = False
+) -> tuple[checks.Wave, checks.Wave]:
     values = torch.from_numpy(wave).double()[None]
     if shape == "large":
         values = (values - values.mean()) / (values.var(correction=0) + 1e-7).sqrt()
     with torch.inference_mode():
         theirs = stock(values).logits[0].numpy()
-    return model(kind, shape).forward([wave], frames=False).logits[0], theirs
+    return model(kind, shape, packed=packed).forward([wave], frames=False).logits[0], theirs
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @every_model
-def test_the_safeguards_hold(kind: str, shape: str) -> None:
-    assert checks.worst(model(kind, shape), checks.MIXED) <= limit(kind, shape)
+def test_the_safeguards_hold(kind: str, shape: str, packed: bool) -> None:
+    assert checks.worst(model(kind, shape, packed=packed), checks.MIXED) <= limit(kind, shape)
+
+
+def across(query: Tensor, key: Tensor, value: Tensor, _sizes: Sequence[int], _biases: Sequence[Any]) -> Tensor:
+    return attend(query, key, value, None)
+
+
+def over_all(run: Callable[[Tensor], Tensor], values: Tensor, _sizes: Sequence[int]) -> Tensor:
+    return run(values)
+
+
+NEIGHBOURS = {
+    "attention of its own": (transformers_encoder, "attend_within", across, ("hubert", "wav2vec2")),
+    "attention of its own, with a bias": (wavlm_attention, "attend_within", across, ("wavlm",)),
+    "convolution of its own": (transformers_encoder, "apart", over_all, KINDS),
+}
+
+
+@pytest.mark.skipif(not packable(torch.device("cpu"), torch.float32), reason="rows are padded on this CPU")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("what", "kind"), [(what, kind) for what, (*_, kinds) in NEIGHBOURS.items() for kind in kinds])
+def test_segments_one_after_another_must_not_hear_each_other(
+    what: str, kind: str, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name, without, _ = NEIGHBOURS[what]
+    monkeypatch.setattr(module, name, without)
+    assert checks.worst(model(kind, shape, packed=True), checks.MIXED) > limit(kind, shape)
 
 
 def every_frame(mask: Tensor) -> Tensor:
