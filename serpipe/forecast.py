@@ -26,6 +26,13 @@ PACK_CPU_S = 0.03
 MOVE_CPU_S = 0.0005
 """Core-seconds that a second of a pack's audio costs on its way from stage to stage through the object store."""
 
+DRIVER_PACK_S, DRIVER_WAITING_S = 0.02, 1.7e-6
+"""Seconds that the driver is busy with a pack, and how many more for each read task that waits meanwhile: a pipeline
+that did nothing moved 51 packs a second with 600 tasks and 19 with 20,000 (`jobs/benchmark_scale.py --tasks`)."""
+
+TASK_START_S = 0.00065
+"""Seconds that a run starts later for each read task: 12.7 more with 20,000 than with 600, in the same measurement."""
+
 FRAMES_FLOP, STEM_FLOP = 100.0, 4.7e9
 """Operations for a second of audio: of each weight at 50 frames a second, and of the convolutions before them."""
 
@@ -189,7 +196,8 @@ class Forecast:
         segments: that the run will label.
         wall_s: from its start to its end.
         start_s: of these, until the first pack is decoded.
-        bottleneck: the slowest stage: `decode`, a pool's models, or `cores` where all stages share them.
+        bottleneck: the slowest stage: `decode`, a pool's models, `cores` where all stages share them, or `driver`,
+            which hands out the packs.
         cpu_hours: core-hours of work.
         gpu_hours: GPU-hours of work; the GPUs are held for the whole of `wall_s`.
         cores_per_gpu: that keep one GPU busy; None without GPUs.
@@ -305,7 +313,18 @@ def forecast(
     shared_s = audio_s * cpu_s / cluster.cpus
     if shared_s > work_s:
         slowest, work_s = "cores", shared_s
-    start_s = before_s + (RAY_START + PIPELINE_START) * rehearsal.ray_s + rehearsal.start_s
+    # A task waits for half of the run.
+    driver_s = audio_s / pack_s * (DRIVER_PACK_S + DRIVER_WAITING_S * work.tasks / 2)
+    start_s = before_s + (RAY_START + PIPELINE_START) * rehearsal.ray_s + TASK_START_S * work.tasks + rehearsal.start_s
+    if driver_s > work_s:
+        shards = ceil(driver_s / work_s)
+        if driver_s > start_s:
+            notes = [
+                *notes,
+                f"one driver cannot hand out packs that fast; {shards} shards, `--shard 0/{shards}` and so on, have a "
+                "driver each",
+            ]
+        slowest, work_s = "driver", driver_s
     wall_s = start_s + work_s
     # Of what was rehearsed nothing is left to chance.
     unseen = sqrt(max(1 - rehearsal.recordings / work.recordings, 0.0)) if work.recordings else 0.0

@@ -255,6 +255,23 @@ def test_even_utterances_fill_packs_of_like_lengths(tmp_path: Path) -> None:
     assert ends.issuperset(np.arange(material.PACK_S, sum(seconds), material.PACK_S))
 
 
+def test_an_archive_says_how_long_it_is(tmp_path: Path) -> None:
+    told = material.write_even_clips(tmp_path, 21.0)
+    assert told > 21.0
+    assert told == sum(soundfile.info(name).duration for name in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_bare_loops_share_files_by_their_audio(processes: int, tmp_path: Path) -> None:
+    total = material.write_even_clips(tmp_path, 3 * material.SET_S)
+    files = [str(name) for name in tmp_path.iterdir()]
+    shares = bare.dealt(files, processes)
+    assert sorted(path for share in shares for path in share) == sorted(files)
+    lengths = [sum(soundfile.info(path).duration for path in share) for share in shares]
+    assert max(lengths) - min(lengths) <= min(material.EVEN_S)
+    assert sum(lengths) == total
+
+
 def test_the_bare_loop_labels_every_sample_once_in_rows_of_equal_length(tmp_path: Path) -> None:
     files = [write_speech(tmp_path / f"{i}.wav", seconds=length, seed=i) for i, length in enumerate((7.0, 21.5, 3.2))]
     shapes: list[tuple[int, ...]] = []

@@ -31,6 +31,23 @@ def work(audio_s: float, *, recordings: int = 1000, tasks: int = 100) -> Work:
     )
 
 
+CERTAIN = Rehearsal(
+    took_s=1.0,
+    recordings=10,
+    failed=1,
+    audio_s=100.0,
+    pack_s=60.0,
+    decode=Stage(busy_s=0.01, cpu_s=0.01),
+    models={"a": Stage(busy_s=0.1, cpu_s=0.1), "b": Stage(busy_s=0.1, cpu_s=0.1)},
+    written=Written(cpu_s=0.0, commits=0.0, bytes={}, commit_bytes={}),
+    segments=Range(0.2, 0.1, 0.3),
+    heard=1.0,
+    ray_s=1.0,
+    start_s=1.0,
+    load_s=1.0,
+)
+
+
 @st.composite
 def rehearsals(draw: st.DrawFn) -> Rehearsal:
     decode, first, second = (Stage(busy_s=draw(RATES), cpu_s=draw(RATES)) for _ in range(3))
@@ -94,6 +111,30 @@ def test_a_machine_that_starts_ray_more_slowly_starts_a_run_later(found: Rehears
     assert late.wall_s - usual.wall_s == pytest.approx(late.start_s - usual.start_s, abs=1e-3)
 
 
+@given(rehearsals(), st.floats(1e6, 1e9), st.integers(1, 20_000))
+def test_no_cluster_is_faster_than_one_driver(found: Rehearsal, audio_s: float, tasks: int) -> None:
+    of = work(audio_s, tasks=tasks)
+    one = told(of, found, Cluster(cpus=1e6, gpus=1e6), decoders=10**6, actors=10**6)
+    packs = audio_s / min(found.pack_s, audio_s / tasks)
+    assert one.wall_s - one.start_s >= 0.999 * packs * forecasts.DRIVER_PACK_S
+    assert (one.bottleneck == "driver") >= any("shards" in note for note in one.notes)
+
+
+def test_a_cluster_that_outruns_its_driver_is_told_how_many_shards_it_feeds() -> None:
+    stage = Stage(busy_s=1e-3, cpu_s=1e-3)
+    found = replace(CERTAIN, pack_s=300.0, decode=stage, models={"a": stage, "b": stage})
+    of, cluster = work(36e6, tasks=10_000), Cluster(cpus=1024, gpus=64)
+    small = told(of, found, cluster, decoders=2, actors=2)
+    assert small.bottleneck == "decode"
+    assert not small.notes
+    pools = (Pool(models=("a", "b"), actors=64, cores=1, gpus=1.0),)
+    large = forecasts.forecast("m", "s", {}, of, found, cluster, decoders=64, pools=pools, before_s=1.0)
+    # 120,000 packs at 0.0285 s each, where 64 actors need 1,125 s.
+    assert large.bottleneck == "driver"
+    assert large.wall_s - large.start_s == pytest.approx(3420.0)
+    assert "4 shards, `--shard 0/4`" in large.notes[-1]
+
+
 @given(rehearsals(), st.floats(1e4, 1e8))
 def test_moving_audio_between_stages_costs_cores_too(found: Rehearsal, audio_s: float) -> None:
     stages = found.decode.cpu_s + found.written.cpu_s + sum(stage.cpu_s for stage in found.models.values())
@@ -121,23 +162,8 @@ def test_a_share_lies_in_its_interval(count: int, others: int) -> None:
 
 
 def test_what_was_rehearsed_whole_is_certain() -> None:
-    found = Rehearsal(
-        took_s=1.0,
-        recordings=10,
-        failed=1,
-        audio_s=100.0,
-        pack_s=60.0,
-        decode=Stage(busy_s=0.01, cpu_s=0.01),
-        models={"a": Stage(busy_s=0.1, cpu_s=0.1), "b": Stage(busy_s=0.1, cpu_s=0.1)},
-        written=Written(cpu_s=0.0, commits=0.0, bytes={}, commit_bytes={}),
-        segments=Range(0.2, 0.1, 0.3),
-        heard=1.0,
-        ray_s=1.0,
-        start_s=1.0,
-        load_s=1.0,
-    )
     whole = replace(work(100.0, recordings=10), audio_s=Range(100.0, 100.0, 100.0))
-    one = told(whole, found, Cluster(cpus=2, gpus=1))
+    one = told(whole, CERTAIN, Cluster(cpus=2, gpus=1))
     assert one.segments == Range(20.0, 20.0, 20.0)
     assert (one.quarantined.low, one.quarantined.high) == (1.0, 1.0)
 

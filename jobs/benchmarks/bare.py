@@ -79,12 +79,25 @@ def label(run: Callable[[NDArray[np.float32]], object], files: Sequence[str], pa
     return samples / SAMPLE_RATE
 
 
+def dealt(files: Sequence[str], processes: int) -> list[list[str]]:
+    """Files for each process, so that all have about as much audio: none waits for the others at the end."""
+    import soundfile
+
+    shares: list[list[str]] = [[] for _ in range(processes)]
+    given = [0.0] * processes
+    for length, path in sorted(((soundfile.info(path).duration, path) for path in files), reverse=True):
+        least = given.index(min(given))
+        shares[least].append(path)
+        given[least] += length
+    return shares
+
+
 def label_with_every_core(model: str, dtype: str, files: Sequence[str], *, pack_s: float, processes: int) -> float:
     """Label files in so many processes; the seconds of audio that they do in a second, loading left out."""
     command = [sys.executable, __file__, model, dtype, str(pack_s)]
     workers = [
-        subprocess.Popen([*command, *files[n::processes]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for n in range(processes)
+        subprocess.Popen([*command, *share], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for share in dealt(files, processes)
     ]
     try:
         for worker in workers:

@@ -67,18 +67,26 @@ SET_S = PACK_S * len(EVEN_S)
 """A pack of each length: 21 utterances."""
 
 
-def write_even_clips(folder: Path, seconds: float) -> None:
-    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: whole sets of `SET_S`, then a part of one."""
+def write_even_clips(folder: Path, seconds: float) -> float:
+    """Write utterances of `EVEN_S` as WAV files of 16 kHz, in no order: whole sets of `SET_S`, then a part of one.
+
+    Returns:
+        Seconds written: so many, or up to an utterance more.
+    """
     drawn = [length for length in EVEN_S for _ in range(round(PACK_S / length))] * ceil(seconds / SET_S)
     np.random.default_rng(0).shuffle(drawn)
+    written = 0.0
     for number, length in enumerate(drawn):
-        if sum(drawn[:number]) < seconds:
+        if written < seconds:
             write_speech(folder / f"{number:05}.wav", seconds=length, seed=number)
+            written += length
+    return written
 
 
-def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> None:
-    """Put one Opus file under many names, as a feed of episodes."""
+def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> float:
+    """Put one Opus file under many names, as a feed of episodes; the seconds of all."""
     master = Path(write_speech(kept() / f"podcast-{seconds:.0f}.opus", seconds=seconds, sample_rate=48_000))
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         shutil.copyfile(master, folder / f"{number:05}.opus")
+    return count * seconds

@@ -49,7 +49,7 @@ class Work:
         model: as `serpipe label --model` takes it.
         dtype: number format, of the bare network too.
         segmentation: how recordings are cut.
-        write: writes an archive of so many seconds into a folder.
+        write: writes an archive of about so many seconds into a folder, and gives how many they are.
         seconds: audio of the small run.
         pack_s: seconds of audio that the bare network is given at once.
         spread: what `serpipe.label` is told of decoders and pools. Of both runs it must be the same: left to itself
@@ -60,7 +60,7 @@ class Work:
     model: str
     dtype: str
     segmentation: str
-    write: Callable[[Path, float], None]
+    write: Callable[[Path, float], float]
     seconds: float
     pack_s: float
     spread: dict[str, Any]
@@ -121,9 +121,8 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
     work.write(large, TIMES * work.seconds)
     files = sorted(map(str, large.iterdir()))
     # What the first run brings into memory, the others find there.
-    warm, warm_s = place / "warm", min(work.seconds / TIMES, WARM_S)
-    work.write(warm, warm_s)
-    met = place / "met"
+    warm, met = place / "warm", place / "met"
+    warm_s = work.write(warm, min(work.seconds / TIMES, WARM_S))
     watch = resources.Watch(os.getpid())
     label(work, warm, met)
     peaks = watch.end()
@@ -140,12 +139,12 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
 
     def peer() -> float:
         # It is slow enough for half a small run to be told apart from one that little more than starts.
-        return slope((plain(work, warm), warm_s), (plain(work, beyond), warm_s + work.seconds / 2))
+        return slope((plain(work, warm), warm_s), (plain(work, beyond), beyond_s))
 
     arms: dict[str, Callable[[], float]] = {"pipeline": pipeline, "parts": parts}
     if "=" in work.model:
         beyond = place / "beyond"
-        work.write(beyond, warm_s + work.seconds / 2)
+        beyond_s = work.write(beyond, warm_s + work.seconds / 2)
         arms["peer"] = peer
         if both_dtypes:
             exact = replace(work, dtype="float32")

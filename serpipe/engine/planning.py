@@ -17,6 +17,7 @@ from serpipe.audio.child import Limits
 from serpipe.audio.decode import Channels
 from serpipe.engine import again, catalogue, outdated, request
 from serpipe.engine.label import Embeddings
+from serpipe.errors import UsageError
 from serpipe.forecast import Forecast, Rehearsal, Work
 from serpipe.manifest import open_manifest
 from serpipe.models.registry import ModelRef
@@ -192,11 +193,12 @@ def plan_ahead(
             "embeddings": embeddings,
             "limits": limits or Limits(),
         }
-        rehearsed, notes = _rehearsed(references, asked, todo, left, sizes, cut, cluster, seconds=rehearse_s)
+        # Before the rehearsal: what the cluster cannot carry needs none.
+        stages = _spread(references, cluster, asked)
+        rehearsed, notes = _rehearsed(references, asked, todo, left, sizes, cut, cluster, stages, seconds=rehearse_s)
         if not all(storage.exists(request.passport(model)) for model in references):
             # A run that issues passports loads its models once before it starts Ray.
             before_s += rehearsed.load_s
-        stages = _spread(references, cluster, asked)
         return forecast.forecast(
             found.location,
             storage.shown,
@@ -219,6 +221,7 @@ def _rehearsed(
     sizes: sample.Lengths,
     cut: request.Cut,
     cluster: forecast.Cluster,
+    run: Stages,
     *,
     seconds: float,
 ) -> tuple[Rehearsal, list[str]]:
@@ -231,7 +234,7 @@ def _rehearsed(
 
     here = _here()
     gpus = min(here.gpus, cluster.gpus)
-    stages = _spread(references, forecast.Cluster(cpus=min(here.cpus, cluster.cpus), gpus=gpus), asked)
+    stages = _part(references, forecast.Cluster(cpus=min(here.cpus, cluster.cpus), gpus=gpus), asked)
     usual_s = sizes.total_s.value / max(asked["tasks"], 1)
     batches = sample.batches(
         left,
@@ -257,6 +260,9 @@ def _rehearsed(
         seconds=seconds,
         shares=sizes.by_kind,
     )
+    if run.pack_seconds > stages.pack_seconds:
+        # Of a large model where no GPU is: the run's packs are filled further.
+        found = replace(found, pack_s=max(found.pack_s, run.pack_seconds))
     notes = [] if found.heard else [NOTHING_HEARD]
     if cluster.gpus < 1 or gpus >= 1:
         return found, notes
@@ -274,6 +280,19 @@ def _spread(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Ma
     from serpipe.engine import spread
 
     return spread.stages(references, ray_cluster.Cluster(cluster.cpus, cluster.gpus, inf), **asked)
+
+
+def _part(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Mapping[str, Any]) -> Stages:
+    """How this machine stands in for a part of the cluster that was asked for, where that is larger."""
+    names = [pool.partition(":")[0] for pool in asked["own"]]
+    # As asked; without its numbers of actors; and with all models in one pool, whose pace is told apart all the same.
+    for smaller in ({}, {"decoders": None, "own": names}):
+        try:
+            return _spread(references, cluster, {**asked, **smaller})
+        except UsageError as error:
+            if error.code not in ("CLUSTER_TOO_FEW_CPUS", "CLUSTER_TOO_FEW_GPUS"):
+                raise
+    return _spread(references, cluster, {**asked, "decoders": None, "own": ()})
 
 
 def _here() -> forecast.Cluster:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from serpipe.models.contract import SAMPLE_RATE
+from serpipe.pack import rows_of
 from serpipe.rehearsal.company import Clock, Company, Crew, Labelled, Pace, Phase, heard_s
 from serpipe.store.storage import Storage
 
@@ -101,17 +102,37 @@ def _labelled(
 
 def _pieces(pack: pa.Table, stages: Mapping[str, Any], pace: Mapping[str, float], clock: Clock) -> Iterator[pa.Table]:
     """A pack in pieces between which the clock is looked at; a first short one, whatever the clock says."""
-    segments = pack["segments"].combine_chunks().flatten()
-    lengths = segments.field("length").to_numpy() / SAMPLE_RATE
+    segments = rows_of(pack, "segments")
+    lengths = segments["length"].to_numpy() / SAMPLE_RATE
     start = 0
     while start < len(lengths) and ((cold := any(name not in pace for name in stages)) or not clock.over):
         most = WARM_S if cold else max(PIECE_S, TURN_S / max(sum(pace.values()), 1e-9))
         count = max(int(np.searchsorted(np.cumsum(lengths[start:]), most, side="right")), 1)
-        rows = segments.slice(start, count)
-        column = pack.schema.get_field_index("segments")
-        piece = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
-        yield pack.set_column(column, pack.schema.field(column), piece)
+        piece = _with_rows(pack, "segments", segments.slice(start, count))
+        for name in pack.column_names:
+            # What an earlier pool has said of these segments goes with them.
+            if name.startswith(("results:", "failures:")):
+                piece = _with_rows(piece, name, _said_of(rows_of(pack, name), start, count))
+        yield piece
         start += count
+
+
+def _said_of(rows: pa.Table, start: int, count: int) -> pa.Table:
+    """The rows of so many segments, which are counted anew."""
+    places = rows["segment"].to_numpy()
+    chosen = np.flatnonzero((places >= start) & (places < start + count))
+    column = rows.schema.get_field_index("segment")
+    field = rows.schema.field(column)
+    return rows.take(chosen).set_column(column, field, pa.array(places[chosen] - start, field.type))
+
+
+def _with_rows(pack: pa.Table, name: str, rows: pa.Table) -> pa.Table:
+    """A pack of one row with other rows in one of its lists."""
+    column = pack.schema.get_field_index(name)
+    field = pack.schema.field(column)
+    columns = [rows[part.name].combine_chunks() for part in field.type.value_type]
+    values = pa.StructArray.from_arrays(columns, fields=list(field.type.value_type))
+    return pack.set_column(column, field, pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values))
 
 
 class _Written:

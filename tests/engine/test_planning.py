@@ -18,6 +18,7 @@ from serpipe.engine import catalogue
 from serpipe.engine.planning import plan_ahead
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.models.registry import resolve
+from serpipe.pack import rows_of
 from serpipe.rehearsal import Company, Crew, decoding, labelling, rehearse
 from serpipe.rehearsal.company import Clock
 from serpipe.store import runs
@@ -90,6 +91,32 @@ def test_each_pool_is_rehearsed_with_its_own_models_alone(tmp_path: Path) -> Non
     assert told.bytes["predictions"] > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cpus", "128", "--decoders", "64"],
+        ["--cpus", "16", "--gpus", "4", "--pool", "mel-statistics:2", "--pool", "embedded:2"],
+    ],
+)
+def test_a_cluster_larger_than_this_machine_may_have_more_actors_than_it_could(
+    options: list[str], tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "archive")
+    words = ["plan", str(tmp_path / "archive"), str(tmp_path / "store"), "--segment", SEGMENTATION, "--rehearse", "1"]
+    models = ["--model", "embedded", "--model", "mel-statistics"]
+    done = CliRunner().invoke(main, [*words, *models, "--json", *options])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    if "--decoders" in options:
+        assert told["decoders"] == 64
+    else:
+        assert [(pool["models"], pool["actors"]) for pool in told["pools"]] == [
+            (["mel-statistics"], 2),
+            (["embedded"], 2),
+        ]
+    assert all(told["rehearsal"]["models"][name]["busy_s"] > 0 for name in ("embedded", "mel-statistics"))
+
+
 def test_a_model_process_loads_the_models_of_its_pool() -> None:
     crews = tuple(Crew(models=(resolve(name),), actors=1, threads=1) for name in ("embedded", "mel-statistics"))
     company = Company(
@@ -157,6 +184,26 @@ def test_pieces_of_a_pack_are_all_of_it(tmp_path: Path) -> None:
         pieces = list(labelling._pieces(pack, {"a": None}, pace, clock))
         joined = pa.concat_arrays([piece["segments"].combine_chunks().flatten() for piece in pieces])
         assert joined.equals(whole)
+
+
+def test_pieces_carry_what_an_earlier_pool_has_said_of_their_segments(tmp_path: Path) -> None:
+    write_archive(tmp_path)
+    decode = serpipe.Decode(segmentation="window:0.5/0.5", speech=False, pack_seconds=600.0)
+    (pack,) = decode(serpipe.read_manifest(str(tmp_path)))
+    labelled = serpipe.Predict(["mel-statistics"], keep_audio=True)(pack)
+
+    class Endless:
+        value = np.inf
+
+    clock = Clock(None, Endless(), Endless())
+    pieces = list(labelling._pieces(labelled, {"a": None}, {"a": 1.0}, clock))
+    assert len(pieces) > 1
+    for column in ("results:mel-statistics", "failures:mel-statistics"):
+        start, found = 0, []
+        for piece in pieces:
+            found += [row | {"segment": row["segment"] + start} for row in rows_of(piece, column).to_pylist()]
+            start += rows_of(piece, "segments").num_rows
+        assert found == rows_of(labelled, column).to_pylist()
 
 
 def test_a_decoder_whose_time_is_over_before_it_begins_decodes_one_batch(tmp_path: Path) -> None:
