@@ -109,7 +109,8 @@ def layout_of(head: bytes) -> Layout | None:
                 return None
             facts = rate, frame
         if kind == b"data":
-            return None if facts is None else Layout(body, body + length, *facts)
+            # A writer that was not ended left 0 there, and codecs read such a file to its end.
+            return None if facts is None or not length else Layout(body, body + length, *facts)
         place = body + length + length % 2
     return None
 

@@ -18,6 +18,8 @@ WEB = ("http://", "https://")
 HEAD_BYTES = 1 << 18
 """Of a file's beginning: headers are shorter, but for pictures and for the index of a long MP4."""
 
+_NO_SUCH_RANGE = 416
+
 _TAIL_BYTES = 1 << 17
 """Two pages of Ogg, the last of which says how long the stream is."""
 
@@ -83,6 +85,9 @@ class Remote:
         headers = {**options.pop("headers", {}), "Range": f"bytes={span.start}-{span.end - 1}"}
         headers["Accept-Encoding"] = "identity"
         async with session.get(self._files.encode_url(self._place), headers=headers, **options) as answer:
+            if answer.status == _NO_SUCH_RANGE and not span.start:
+                # So is an empty object answered; whole, it can be had.
+                raise NoRangesError
             answer.raise_for_status()
             if tag := answer.headers.get("ETag") or answer.headers.get("Last-Modified"):
                 self.tags.add(tag)

@@ -70,7 +70,7 @@ def local_copy(
     with _scratch(folder) as scratch:
         path = os.path.join(scratch, "recording")
         try:
-            before, after = patiently()(_fetch, f"{uri}?{query}" if query else uri, path, etag, part)
+            before, after = patiently()(_fetch, f"{uri}?{query}" if query else uri, path, size, etag, part)
         except Exception as error:
             raise _failure(error) from error
         _check("the tag", after, before)
@@ -88,18 +88,18 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def _fetch(url: str, path: str, etag: str | None, part: Part | None) -> tuple[str | None, str | None]:
+def _fetch(url: str, path: str, size: int | None, etag: str | None, part: Part | None) -> tuple[str | None, str | None]:
     """Copy an object, or what is wanted of it; its entity tags before and after, where it has any."""
     # Not fsspec.open: it asks for the size first, takes any refusal for an absent file, and holds 50 MB blocks.
     files, place = connect(url)
     if url.startswith(WEB):
-        if part is not None and fetch_part(remote := Remote(url), path, part):
+        if part is not None and fetch_part(remote := Remote(url, size=size), path, part):
             return min(remote.tags, default=None), max(remote.tags, default=None)
         # One request is one version; and who may read may not always ask.
         files.get_file(place, path)
         return None, None
     before = plain_etag(etag) if etag else _etag(files, place)
-    if part is None or not fetch_part(Remote(url), path, part):
+    if part is None or not fetch_part(Remote(url, size=size), path, part):
         files.get_file(place, path)
     # s3fs reads a long object in parts, and goes on where a connection broke, whatever lies there by then.
     return before, _etag(files, place)

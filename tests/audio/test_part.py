@@ -97,7 +97,7 @@ def test_a_file_that_was_cut_off_is_still_told(tmp_path: Path) -> None:
     assert site.sent < 0.2 * path.stat().st_size
 
 
-@pytest.mark.parametrize("why", ["speech", "most", "no ranges", "float", "flac", "short"])
+@pytest.mark.parametrize("why", ["speech", "most", "no ranges", "float", "flac", "short", "not ended"])
 def test_the_whole_is_read_where_it_must_be(tmp_path: Path, why: str) -> None:
     match why:
         case "float":
@@ -106,12 +106,34 @@ def test_the_whole_is_read_where_it_must_be(tmp_path: Path, why: str) -> None:
             path = write(tmp_path / "a.flac", rate=16_000, channels=1)
         case _:
             path = write(tmp_path / "a.wav", rate=16_000, channels=1, seconds=150.0 if why == "short" else 300.0)
+    if why == "not ended":
+        # What a recorder leaves that lost its power: lengths as it wrote them at its start.
+        with open(path, "r+b") as file:
+            for place, length in ((4, 8), (path.read_bytes().index(b"data") + 4, 0)):
+                file.seek(place)
+                file.write(length.to_bytes(4, "little"))
     given = [GivenSegment(10.0, 20.0, None), *([GivenSegment(20.0, None, None)] if why == "most" else [])]
     with served(tmp_path, ranges=why != "no ranges") as site:
         there = decoded(f"{site.url}/{path.name}", given=given, speech=why == "speech")
     same(there, decoded(str(path), given=given, speech=why == "speech"))
     assert there.recordings[0]["verdict"] == "ok"
     assert site.sent >= path.stat().st_size
+
+
+def test_a_file_that_is_known_to_be_short_is_asked_for_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "short.wav", rate=16_000, channels=1, seconds=20.0)
+    with served(tmp_path) as site:
+        there = decoded(f"{site.url}/short.wav", given=[GivenSegment(1.0, 2.0, None)], size=path.stat().st_size)
+    assert there.codes == []
+    assert site.asked == [("short.wav", None)]
+
+
+def test_an_empty_object_is_told_as_an_empty_file_is(tmp_path: Path) -> None:
+    """A server that gives parts refuses to give one of nothing."""
+    (tmp_path / "empty.wav").touch()
+    with served(tmp_path) as site:
+        there = decoded(f"{site.url}/empty.wav")
+    assert there.codes == decoded(str(tmp_path / "empty.wav")).codes == ["AUDIO_EMPTY"]
 
 
 def test_an_object_that_is_replaced_between_two_parts_is_tried_again_later(tmp_path: Path) -> None:

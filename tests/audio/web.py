@@ -49,6 +49,9 @@ class Site:
         size, start = len(content), 0
         if wanted and self.ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
+            if int(first) >= size:
+                to.send_error(416)
+                return
             start, end = int(first), min(int(last or size), size - 1)
             content = content[start : end + 1]
             to.send_response(206)
