@@ -232,7 +232,13 @@ def test_the_whole_and_what_it_takes_are_measured() -> None:
     assert done.returncode == 0, done.stderr
     found = {one["name"]: one for one in json.loads(done.stdout.splitlines()[-1])}
     wanted = {"end-to-end/parts:embedded", "start-up:embedded", "memory/model:embedded"}
-    assert set(found) == wanted | {*resources.ROLES, "start-up/import", "start-up/ray", "start-up/one-file"}
+    assert set(found) == wanted | {
+        *resources.ROLES,
+        "start-up/help",
+        "start-up/import",
+        "start-up/ray",
+        "start-up/one-file",
+    }
     assert all(one["ratio"] > 0 for name, one in found.items() if not name.startswith("start-up:"))
     assert all(5 < one["ratio"] < 5_000 for name, one in found.items() if name.startswith("memory/"))
     assert all(one["spread"] is None for one in found.values())
