@@ -184,7 +184,9 @@ def test_a_measurement_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert events == ["run"] * batches + ["wait"]
 
 
-def test_sizes_are_sought_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sought_s", [0.0, 30.0])
+def test_sizes_are_sought_before_anything_is_measured(sought_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.WARM_S, "cpu", sought_s)
     adapter = resolve("embedded").load("cpu")
     clips = [np.full(16_000 * (1 + place % 5), 0.01, np.float32) for place in range(60)]
     used: list[float] = []
@@ -197,7 +199,7 @@ def test_sizes_are_sought_before_anything_is_measured(monkeypatch: pytest.Monkey
     monkeypatch.setattr(models.batching, "run", run)
     arm = models.labelling(adapter, clips, "cpu")
     sought = len(used)
-    assert len(set(used)) >= 2
+    assert (len(set(used)) >= 2) == bool(sought_s)
     for _ in range(4):
         assert arm() > 0
     assert len(set(used[sought:])) == 1

@@ -58,8 +58,9 @@ MEASURE_S = {"full": 1.0, "tiny": 0.05}
 QUICK_S, LONG_S = {"full": 30.0, "tiny": 6.0}, {"full": 120.0, "tiny": 6.0}
 """Seconds of utterances that the adapter labels for one; a GPU and a small model get more."""
 
-WARM_S, WARM_AUDIO_S = 30.0, 4.0
-"""How long the size of a micro-batch is sought, at most, and on how much audio, at least."""
+WARM_S, WARM_AUDIO_S = {"cpu": 0.0, "cuda": 30.0}, 4.0
+"""How long the size of a micro-batch is sought, at most, and the audio that is labelled first, at least. On a CPU sizes
+are about as good as each other, and the one that a run begins with is measured."""
 
 
 def measure(*, quick: bool) -> list[Figure]:
@@ -136,20 +137,19 @@ def utterances(seconds: float) -> list[NDArray[np.float32]]:
 
 
 def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -> Callable[[], float]:
-    """What labels clips as the model stage does once it has found its size, and gives seconds of audio a second."""
+    """What labels clips as the model stage does, and gives seconds of audio a second."""
     sizes, side_by_side = budget.for_model(adapter.spec.parameters, device), lanes.for_device(device)
 
-    def label(those: Sequence[NDArray[np.float32]]) -> None:
-        size, meter = sizes.seconds, lanes.Meter()
-        batching.run(adapter, those, budget_s=size, lanes=side_by_side, meter=meter)
-        if not sizes.settled:
-            sizes.record(size, audio_s=sum(map(len, those)) / SAMPLE_RATE, busy_s=meter.busy_s)
+    def label(those: Sequence[NDArray[np.float32]]) -> float:
+        meter = lanes.Meter()
+        batching.run(adapter, those, budget_s=sizes.seconds, lanes=side_by_side, meter=meter)
+        return meter.busy_s
 
-    at_once = 2 * lanes.CUDA_LANES if device == "cuda" else 1
-    some = beginning(clips, max(WARM_AUDIO_S, at_once * sizes.seconds))
+    label(beginning(clips, WARM_AUDIO_S))
     began = time.perf_counter()
-    while not sizes.settled and time.perf_counter() - began < WARM_S:
-        label(some)
+    while not sizes.settled and time.perf_counter() - began < WARM_S[device]:
+        some = beginning(clips, 2 * lanes.CUDA_LANES * sizes.seconds)
+        sizes.record(sizes.seconds, audio_s=sum(map(len, some)) / SAMPLE_RATE, busy_s=label(some))
     return timed(lambda: label(clips), clips)
 
 

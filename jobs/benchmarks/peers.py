@@ -87,7 +87,7 @@ def auto(name: str, device: str, size: Size = "full") -> ModelRef:
     os.environ["SERPIPE_CACHE"] = str(kept() / "cache")
     model = resolve(checkpoint(name, size))
     if "models certify" in best_dtype(model, device)[1]:
-        certify(model, spoken(30.0), device=device, drift=DRIFT, per_bucket=1)
+        certify(model, spoken(12.0), device=device, drift=DRIFT, per_bucket=1)
     return resolve(checkpoint(name, size), dtype=best_dtype(model, device)[0])
 
 
