@@ -317,12 +317,12 @@ def forecast(
     driver_s = audio_s / pack_s * (DRIVER_PACK_S + DRIVER_WAITING_S * work.tasks / 2)
     start_s = before_s + (RAY_START + PIPELINE_START) * rehearsal.ray_s + TASK_START_S * work.tasks + rehearsal.start_s
     if driver_s > work_s:
-        shards = ceil(driver_s / work_s)
+        drivers = ceil(driver_s / work_s)
         if driver_s > start_s:
             notes = [
                 *notes,
-                f"one driver cannot hand out packs that fast; {shards} shards, `--shard 0/{shards}` and so on, have a "
-                "driver each",
+                f"one driver cannot hand out packs that fast; {drivers} drivers could, each with a share of this work "
+                "(--shard)",
             ]
         slowest, work_s = "driver", driver_s
     wall_s = start_s + work_s

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serpipe.audio.part import Part, fetch_part
+from serpipe.audio.part import LEAST_BYTES, Part, fetch_part
 from serpipe.audio.ranges import WEB, Remote
 from serpipe.errors import AudioError
 from serpipe.ids import plain_etag
@@ -92,14 +92,17 @@ def _fetch(url: str, path: str, size: int | None, etag: str | None, part: Part |
     """Copy an object, or what is wanted of it; its entity tags before and after, where it has any."""
     # Not fsspec.open: it asks for the size first, takes any refusal for an absent file, and holds 50 MB blocks.
     files, place = connect(url)
+    if size is not None and size < LEAST_BYTES:
+        part = None
+    # What the manifest knew is no size to go by: the object may be another one by now.
     if url.startswith(WEB):
-        if part is not None and fetch_part(remote := Remote(url, size=size), path, part):
+        if part is not None and fetch_part(remote := Remote(url), path, part):
             return min(remote.tags, default=None), max(remote.tags, default=None)
         # One request is one version; and who may read may not always ask.
         files.get_file(place, path)
         return None, None
     before = plain_etag(etag) if etag else _etag(files, place)
-    if part is None or not fetch_part(Remote(url, size=size), path, part):
+    if part is None or not fetch_part(Remote(url), path, part):
         files.get_file(place, path)
     # s3fs reads a long object in parts, and goes on where a connection broke, whatever lies there by then.
     return before, _etag(files, place)

@@ -20,13 +20,13 @@ COUNTERS = {
     "segments": ("serpipe_segments", "Segments that every model of the run has seen."),
     "quarantined": ("serpipe_quarantined", "Rows put in quarantine."),
     "given_s": ("serpipe_given_seconds", "Seconds of audio that networks were given, all models together."),
-    "padded_s": ("serpipe_padded_seconds", "The same, each segment as long as the longest of its micro-batch."),
+    "padded_s": ("serpipe_padded_seconds", "The same, were each segment as long as the longest of its micro-batch."),
 }
 """Count of a run's board, to the name and meaning of its metric."""
 
 PADDING_SHARE = (
     "serpipe_padding_share",
-    "Of what networks were given, the share that is padding, since the run began.",
+    "Of what networks were given, the share that is padding where they take rows of one length, since the run began.",
 )
 
 

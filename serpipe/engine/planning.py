@@ -221,7 +221,7 @@ def _rehearsed(
     sizes: sample.Lengths,
     cut: request.Cut,
     cluster: forecast.Cluster,
-    run: Stages,
+    wanted: Stages,
     *,
     seconds: float,
 ) -> tuple[Rehearsal, list[str]]:
@@ -260,9 +260,9 @@ def _rehearsed(
         seconds=seconds,
         shares=sizes.by_kind,
     )
-    if run.pack_seconds > stages.pack_seconds:
+    if wanted.pack_seconds > stages.pack_seconds:
         # Of a large model where no GPU is: the run's packs are filled further.
-        found = replace(found, pack_s=max(found.pack_s, run.pack_seconds))
+        found = replace(found, pack_s=max(found.pack_s, wanted.pack_seconds))
     notes = [] if found.heard else [NOTHING_HEARD]
     if cluster.gpus < 1 or gpus >= 1:
         return found, notes
@@ -290,7 +290,7 @@ def _part(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Mapp
         try:
             return _spread(references, cluster, {**asked, **smaller})
         except UsageError as error:
-            if error.code not in ("CLUSTER_TOO_FEW_CPUS", "CLUSTER_TOO_FEW_GPUS"):
+            if error.code not in {"CLUSTER_TOO_FEW_CPUS", "CLUSTER_TOO_FEW_GPUS"}:
                 raise
     return _spread(references, cluster, {**asked, "decoders": None, "own": ()})
 

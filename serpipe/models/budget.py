@@ -15,8 +15,9 @@ from serpipe.models.lanes import CUDA_CALLS, CUDA_LANES
 SMALL_PARAMETERS = 10_000_000
 """Below this a call costs about as much as its work."""
 
-CPU_S, CPU_MOST_S = 16.0, 32.0
-"""Seconds to begin with, and most, on a CPU; a small model begins with the most."""
+CPU_S, CPU_PADDED_S, CPU_MOST_S = 16.0, 2.0, 32.0
+"""Seconds to begin with on a CPU where segments lie one after another, where rows are padded, and most; a small model
+begins with the most."""
 
 CUDA_S = 128.0
 """Seconds to begin with on a GPU."""
@@ -89,10 +90,13 @@ class Budget:
 
 def for_model(parameters: int, device: str) -> Budget:
     """Where to begin with a model of so many parameters on a device, and how far its memory lets it go."""
-    if not device.startswith("cuda"):
-        return Budget(begin=CPU_S if parameters > SMALL_PARAMETERS else CPU_MOST_S, most=CPU_MOST_S)
     import torch
 
+    from serpipe.models.packed import packable
+
+    if not device.startswith("cuda"):
+        large = CPU_S if packable(torch.device("cpu"), torch.float32) else CPU_PADDED_S
+        return Budget(begin=large if parameters > SMALL_PARAMETERS else CPU_MOST_S, most=CPU_MOST_S)
     free, _ = torch.cuda.mem_get_info(device)
     # Half for what this does not count; what is too much all the same is halved where it fails.
     return Budget(begin=CUDA_S, most=free / 2 / CUDA_LANES / SECOND_BYTES, lanes=CUDA_LANES, calls=CUDA_CALLS)

@@ -1,4 +1,4 @@
-"""emotion2vec over padded batches: FunASR's layers, with masks where FunASR has none.
+"""emotion2vec in batches: FunASR's layers, with masks where FunASR has none; on a CPU without padding.
 
 FunASR's own forward pass takes a padding mask, yet differs by half the range of its embeddings between batches: the
 padded frames leak through the positional convolutions. Four things make a batch equal to its utterances one by one:

@@ -173,10 +173,10 @@ def attend_within(
 
 
 def apart(run: Callable[[Tensor], Tensor], values: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What a convolution makes of each of several segments.
+    """What is made of each of several segments by itself.
 
     Args:
-        run: takes and gives (1, size, width).
+        run: takes and gives (1, size, width), of whichever sizes.
         values: (1, size, width), the segments one after another.
         sizes: frames of each segment.
     """

@@ -128,6 +128,20 @@ def test_a_file_that_is_known_to_be_short_is_asked_for_once(tmp_path: Path) -> N
     assert site.asked == [("short.wav", None)]
 
 
+@pytest.mark.parametrize("seconds", [280.0, 320.0])
+def test_an_object_of_another_size_than_the_manifest_knew_is_tried_again_later(seconds: float, tmp_path: Path) -> None:
+    known = write(tmp_path / "long.wav", rate=16_000, channels=1).stat().st_size
+    path = write(tmp_path / "long.wav", rate=16_000, channels=1, seconds=seconds)
+    files = fsspec.filesystem("memory")
+    files.put_file(str(path), "/replaced/long.wav")
+    try:
+        there = decoded("memory://replaced/long.wav", size=known)
+    finally:
+        files.rm("/replaced/long.wav")
+    with served(tmp_path) as site:
+        assert decoded(f"{site.url}/long.wav", size=known).codes == there.codes == ["RECORDING_CHANGED"]
+
+
 def test_an_empty_object_is_told_as_an_empty_file_is(tmp_path: Path) -> None:
     """A server that gives parts refuses to give one of nothing."""
     (tmp_path / "empty.wav").touch()

@@ -191,12 +191,17 @@ def test_pieces_carry_what_an_earlier_pool_has_said_of_their_segments(tmp_path: 
     decode = serpipe.Decode(segmentation="window:0.5/0.5", speech=False, pack_seconds=600.0)
     (pack,) = decode(serpipe.read_manifest(str(tmp_path)))
     labelled = serpipe.Predict(["mel-statistics"], keep_audio=True)(pack)
+    every = range(0, rows_of(labelled, "segments").num_rows, 7)
+    failures = pa.array([[{"segment": n, "code": "MODEL_FAILED", "message": str(n)} for n in every]])
+    place = labelled.schema.get_field_index("failures:mel-statistics")
+    field = labelled.schema.field(place)
+    labelled = labelled.set_column(place, field, failures.cast(field.type))
 
     class Endless:
         value = np.inf
 
     clock = Clock(None, Endless(), Endless())
-    pieces = list(labelling._pieces(labelled, {"a": None}, {"a": 1.0}, clock))
+    pieces = list(labelling._pieces(labelled, {"a": None}, {}, clock))
     assert len(pieces) > 1
     for column in ("results:mel-statistics", "failures:mel-statistics"):
         start, found = 0, []

@@ -112,8 +112,15 @@ def test_the_safeguards_hold(kind: str, shape: str, packed: bool) -> None:
     assert checks.worst(model(kind, shape, packed=packed), checks.MIXED) <= limit(kind, shape)
 
 
-def across(query: Tensor, key: Tensor, value: Tensor, _sizes: Sequence[int], _biases: Sequence[Any]) -> Tensor:
-    return attend(query, key, value, None)
+def across(query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[int], biases: Sequence[Any]) -> Tensor:
+    """Each segment's own bias stays; nothing keeps it from the others."""
+    if biases[0] is None:
+        return attend(query, key, value, None)
+    whole = torch.zeros(*query.shape[:3], query.shape[2])
+    ends = np.cumsum(sizes)
+    for end, size, bias in zip(ends, sizes, biases, strict=True):
+        whole[..., end - size : end, end - size : end] = bias
+    return attend(query, key, value, whole)
 
 
 def over_all(run: Callable[[Tensor], Tensor], values: Tensor, _sizes: Sequence[int]) -> Tensor:
