@@ -367,8 +367,11 @@ def _progress(storage: Storage, run_id: str, total_s: float) -> Iterator[Any]:
     from serpipe.engine.progress import Board, Progress
 
     board = Board()
-    with Progress(board, total_s, lambda now: runs.save_progress(storage, run_id, now)):
-        yield board
+    try:
+        with Progress(board, total_s, lambda now: runs.save_progress(storage, run_id, now)):
+            yield board
+    finally:
+        board.end()
 
 
 def _bad(rows: pa.Table) -> pa.Table:

@@ -70,6 +70,13 @@ class Board:
             return None
         return why
 
+    def end(self) -> None:
+        """End the process that counts, once it has counted what it was told.
+
+        Stages hold the board too, and Ray keeps their code, and with it the process, for as long as the driver lives.
+        """
+        self._counters.__ray_terminate__.remote()
+
 
 class Progress:
     """Shows a board while a run lasts.

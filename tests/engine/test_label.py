@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -105,6 +108,36 @@ def test_a_new_recording_alone_is_work(archive: Path, tmp_path: Path) -> None:
     whole = str(tmp_path / "whole")
     serpipe.label(str(tmp_path / "archive"), whole, segmentation="window:6/3")
     assert_same(whole, store)
+
+
+def counting() -> set[int]:
+    """The processes on this machine that count what runs do."""
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if " ".join(process.info["cmdline"] or []).startswith("ray::_Counters")
+    }
+
+
+def test_a_run_leaves_no_process_in_a_cluster_that_goes_on(archive: Path, tmp_path: Path) -> None:
+    before, seen, ended = counting(), set[int](), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            seen.update(counting() - before)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        serpipe.label(str(archive / "a"), str(tmp_path / "store"), segmentation="window:6/3")
+    finally:
+        ended.set()
+        looking.join()
+    assert seen
+    until = time.monotonic() + 60
+    while (left := counting() & seen) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left
 
 
 def test_changed_content_is_another_recording(tmp_path: Path) -> None:
