@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from serpipe import read_manifest
 from serpipe.engine.spread import LARGE_PACK_S
+from serpipe.manifest.claim import claim_seconds
+from serpipe.plan import balance
 from serpipe.testing import write_speech
 from tests.conftest import ROOT
 
@@ -259,6 +263,26 @@ def test_even_utterances_fill_packs_of_like_lengths(tmp_path: Path) -> None:
     assert seconds != sorted(seconds)
     ends = set(np.cumsum(sorted(seconds)))
     assert ends.issuperset(np.arange(material.PACK_S, sum(seconds), material.PACK_S))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("times", [1, 4])
+def test_read_tasks_of_even_utterances_are_whole_packs(
+    cores: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one core would end with a part of a pack while the others wait, which a run of seconds would not outweigh."""
+    monkeypatch.setattr(material, "write_speech", partial(write_silence, sample_rate=16_000))
+    seconds = times * material.SET_S * max(1, cores // 2)
+    assert material.write_even_clips(tmp_path / "archive", seconds) == seconds
+    manifest = str(material.write_manifest(tmp_path / "archive"))
+    work = -np.sort(-claim_seconds(read_manifest(manifest)))
+    tasks = balance(work, decoders=1)
+    assert not np.any(np.add.reduceat(work, np.cumsum([0, *tasks[:-1]])) % material.PACK_S)
+
+
+def write_silence(path: Path, *, seconds: float, sample_rate: int, seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, np.zeros(round(seconds * sample_rate), np.float32), sample_rate)
 
 
 def test_an_archive_says_how_long_it_is(tmp_path: Path) -> None:

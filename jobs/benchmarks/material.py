@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -81,6 +82,18 @@ def write_even_clips(folder: Path, seconds: float) -> float:
             write_speech(folder / f"{number:05}.wav", seconds=length, seed=number)
             written += length
     return written
+
+
+def write_manifest(folder: Path) -> Path:
+    """Write beside a folder what is in it, and how long: a run cuts its read tasks by that, not by a guess."""
+    import soundfile  # Not at the top: a machine that measures models alone has no codec.
+
+    manifest = folder.with_suffix(".jsonl")
+    rows = [
+        {"audio_filepath": str(path), "duration": soundfile.info(path).duration} for path in sorted(folder.iterdir())
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return manifest
 
 
 def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> float:

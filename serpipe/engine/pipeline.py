@@ -153,6 +153,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             source,
             num_cpus=LIGHT_CPUS,
             override_num_blocks=len(source),
+            concurrency=stages.decoders,
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
         dataset = dataset.map_batches(

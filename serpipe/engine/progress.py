@@ -18,7 +18,8 @@ from serpipe.store import runs
 LINE_EVERY_S = 30.0
 """Seconds between two lines of a log."""
 
-_LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
+"""Seconds between two states of a bar."""
 
 
 class _Counters:
@@ -111,18 +112,17 @@ class Progress:
             )
         self._tell(self.now({}))
         last = time.monotonic()
-        while not self._ended.wait(_LOOK_EVERY_S):
+        while not self._ended.wait(LINE_EVERY_S if bar is None else LOOK_EVERY_S):
             try:
                 now = self.now(self._board.totals())
             except ray.exceptions.RayError:
                 continue
-            due = time.monotonic() - last >= LINE_EVERY_S
             if bar is not None:
                 bar.n = min(now.audio_s / 3600, bar.total)
                 bar.set_postfix_str(_words(now))
-            elif due:
+            else:
                 print(line(now), file=sys.stderr, flush=True)
-            if due:
+            if bar is None or time.monotonic() - last >= LINE_EVERY_S:
                 last = time.monotonic()
                 self._tell(now)
         if bar is not None:
