@@ -26,12 +26,12 @@ PACK_CPU_S = 0.03
 MOVE_CPU_S = 0.0005
 """Core-seconds that a second of a pack's audio costs on its way from stage to stage through the object store."""
 
-DRIVER_PACK_S, DRIVER_WAITING_S = 0.02, 1.7e-6
-"""Seconds that the driver is busy with a pack, and how many more for each read task that waits meanwhile: a pipeline
-that did nothing moved 51 packs a second with 600 tasks and 19 with 20,000 (`jobs/benchmark_scale.py --tasks`)."""
+DRIVER_PACK_S = 0.02
+"""Seconds that the driver is busy with a pack: a pipeline that did nothing moved 49 a second with 20,000 read tasks, 45
+with 600 (`jobs/benchmark_scale.py --tasks`)."""
 
-TASK_START_S = 0.00065
-"""Seconds that a run starts later for each read task: 12.7 more with 20,000 than with 600, in the same measurement."""
+TASK_START_S = 0.00055
+"""Seconds that a run starts later for each read task: 10.7 more with 20,000 than with 600, in the same measurement."""
 
 FRAMES_FLOP, STEM_FLOP = 100.0, 4.7e9
 """Operations for a second of audio: of each weight at 50 frames a second, and of the convolutions before them."""
@@ -313,8 +313,7 @@ def forecast(
     shared_s = audio_s * cpu_s / cluster.cpus
     if shared_s > work_s:
         slowest, work_s = "cores", shared_s
-    # A task waits for half of the run.
-    driver_s = audio_s / pack_s * (DRIVER_PACK_S + DRIVER_WAITING_S * work.tasks / 2)
+    driver_s = audio_s / pack_s * DRIVER_PACK_S
     start_s = before_s + (RAY_START + PIPELINE_START) * rehearsal.ray_s + TASK_START_S * work.tasks + rehearsal.start_s
     if driver_s > work_s:
         drivers = ceil(driver_s / work_s)

@@ -153,6 +153,8 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             source,
             num_cpus=LIGHT_CPUS,
             override_num_blocks=len(source),
+            # Decoders want no more at a time. Beyond that each would have a process of its own, and Ray's scheduler
+            # slows down with what waits.
             concurrency=stages.decoders,
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
