@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 import numpy as np
@@ -259,6 +259,10 @@ def paced(minutes: float, folder: Path) -> dict[str, Any]:
     return pace.figures()
 
 
+PACE_EVERY_S = 0.5
+"""Seconds between two looks at how far a run is."""
+
+
 class Pace:
     """How far a run was, what its driver held and what all of it had worked, second by second."""
 
@@ -323,19 +327,27 @@ def _run(manifest: str, store: Path, **options: Any) -> Pace:
     from serpipe.engine import progress
 
     pace = Pace()
-    now = progress.Progress.now
 
-    def noted(self: progress.Progress, totals: dict[str, float]) -> Any:
-        told = now(self, totals)
-        pace.note(told.audio_s)
-        return told
+    class Paced(progress.Progress):
+        def __enter__(self) -> Self:
+            self._looking = threading.Thread(target=self._look, daemon=True)
+            self._looking.start()
+            return super().__enter__()
 
-    progress.Progress.now = noted  # type: ignore[method-assign]
-    progress._LOOK_EVERY_S = 0.5
+        def __exit__(self, *why: object) -> None:
+            super().__exit__(*why)
+            self._looking.join()
+
+        def _look(self) -> None:
+            while not self._ended.wait(PACE_EVERY_S):
+                pace.note(self._board.totals().get("audio_s", 0.0))
+            pace.note(self._board.totals().get("audio_s", 0.0))
+
+    usual, progress.Progress = progress.Progress, Paced  # type: ignore[misc]
     try:
         result = serpipe.label(manifest, str(store), **options)
     finally:
-        progress.Progress.now = now  # type: ignore[method-assign]
+        progress.Progress = usual  # type: ignore[misc]
     assert not result.failed, result.codes
     return pace
 
