@@ -27,11 +27,11 @@ MOVE_CPU_S = 0.0005
 """Core-seconds that a second of a pack's audio costs on its way from stage to stage through the object store."""
 
 DRIVER_PACK_S = 0.02
-"""Seconds that the driver is busy with a pack: a pipeline that did nothing moved 49 a second with 20,000 read tasks, 45
-with 600 (`jobs/benchmark_scale.py --tasks`)."""
+"""Seconds that the driver is busy with a pack: a pipeline that did nothing moved 47 to 49 a second with 20,000 read
+tasks, 45 with 600 (`jobs/benchmark_scale.py --tasks`)."""
 
 TASK_START_S = 0.00055
-"""Seconds that a run starts later for each read task: 10.7 more with 20,000 than with 600, in the same measurement."""
+"""Seconds that a run starts later for each read task: 10.7 to 11 more with 20,000 than with 600, in the same runs."""
 
 FRAMES_FLOP, STEM_FLOP = 100.0, 4.7e9
 """Operations for a second of audio: of each weight at 50 frames a second, and of the convolutions before them."""
