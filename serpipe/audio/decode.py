@@ -31,7 +31,7 @@ from serpipe.models.contract import SAMPLE_RATE
 Channels = Literal["mix", "first", "split"]
 """Average of all channels, the first one alone, or each for itself."""
 
-DECODER_EPOCH = 1
+DECODER_EPOCH = 2
 """Raised by hand when a change of the decoder changes results; part of every audio fingerprint."""
 
 RATES = (4_000, 384_000)

@@ -88,6 +88,11 @@ def decoded(path: Path, container: str) -> list[tuple[int, NDArray[np.floating[A
             # FFmpeg's own decoder refuses the frames of pauses; the reference library's takes them.
             decoder = av.CodecContext.create("libopencore_amrnb", "r")
             decoder.sample_rate, decoder.layout = 8_000, "mono"
+        if decoder.name == "opus":
+            # FFmpeg's own decoder is not the reference one.
+            decoder = av.CodecContext.create("libopus", "r")
+            decoder.sample_rate, decoder.layout = 48_000, stream.codec_context.layout
+            decoder.extradata, decoder.options = stream.codec_context.extradata, {"request_sample_fmt": "flt"}
         for packet in file.demux(stream):
             try:
                 frames = decoder.decode(packet)

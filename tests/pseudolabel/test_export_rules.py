@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 import serpipe
-from serpipe.audio.decode import Channels
+from serpipe.audio.decode import DECODER_EPOCH, Channels
 from serpipe.cli import main
 from serpipe.cli.export import FORMATS as ON_THE_COMMAND_LINE
 from serpipe.errors import SerpipeError, UsageError
@@ -139,7 +139,9 @@ def test_channels(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="EXPORT_CHANNELS_UNKNOWN"):
         export(root, 1, "hf", str(tmp_path / "hf"))
     (run,) = runs.load(Storage(root))
-    runs.finish(Storage(root), runs.Run(**{**vars_of(run), "asked": {"channels": "mix", "decoder_epoch": 1}}))
+    runs.finish(
+        Storage(root), runs.Run(**{**vars_of(run), "asked": {"channels": "mix", "decoder_epoch": DECODER_EPOCH}})
+    )
     for form in ("lhotse", "nemo"):
         with pytest.raises(UsageError, match=f"EXPORT_NEEDS_CUT: 1 clips .* {form} cannot name their mix"):
             export(root, 1, form, str(tmp_path / form))
