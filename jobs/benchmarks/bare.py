@@ -1,9 +1,9 @@
 """The parts of the pipeline without the pipeline: a loop that decodes, a loop that labels, one process a core.
 
-    python jobs/benchmarks/bare.py MODEL DTYPE PACK_S FILE...
+    python jobs/benchmarks/bare.py MODEL DTYPE PACK_S CODEC FILE...
 
-Loads the model, says `ready`, waits for a line, decodes every file with libsndfile and soxr, runs the network over
-all of it cut into equal pieces, and prints the seconds of audio.
+Loads the model, says `ready`, waits for a line, decodes every file with the codec and soxr, runs the network over all
+of it cut into equal pieces, and prints the seconds of audio.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +24,35 @@ PIECE_S = 5.0
 """Seconds of one row of a batch; every row is as long, so that nothing is padding."""
 
 
-def decoded(path: str) -> NDArray[np.float32]:
+Codec = Literal["soundfile", "libopus"]
+"""What decodes; `libopus` is PyAV's, and takes Opus of one channel alone."""
+
+
+def decoded(path: str, codec: Codec) -> NDArray[np.float32]:
     """A file as mono at 16 kHz, read at once."""
-    import soundfile
     import soxr
 
+    samples, rate = _by_libopus(path) if codec == "libopus" else _by_soundfile(path)
+    return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
+
+
+def _by_soundfile(path: str) -> tuple[NDArray[np.float32], int]:
+    import soundfile
+
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
-    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+    return samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0], rate
+
+
+def _by_libopus(path: str) -> tuple[NDArray[np.float32], int]:
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.audio[0]
+        decoder: Any = av.CodecContext.create("libopus", "r")
+        decoder.layout, decoder.extradata = stream.layout, stream.codec_context.extradata
+        decoder.options = {"request_sample_fmt": "flt"}
+        frames = [frame.to_ndarray()[0] for packet in container.demux(stream) for frame in decoder.decode(packet)]
+        return np.concatenate(frames), decoder.sample_rate
 
 
 def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
@@ -57,13 +79,13 @@ def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
     return run
 
 
-def label(run: Callable[[NDArray[np.float32]], object], files: Sequence[str], pack_s: float) -> float:
+def label(run: Callable[[NDArray[np.float32]], object], files: Sequence[str], pack_s: float, codec: Codec) -> float:
     """Decode and label files; the seconds of audio that they hold."""
     held: list[NDArray[np.float32]] = []
     piece, rows = round(PIECE_S * SAMPLE_RATE), max(1, round(pack_s / PIECE_S))
     samples, waiting = 0, 0
     for path in files:
-        held.append(decoded(path))
+        held.append(decoded(path, codec))
         samples, waiting = samples + len(held[-1]), waiting + len(held[-1])
         if waiting >= rows * piece:
             every = np.concatenate(held)
@@ -92,9 +114,11 @@ def dealt(files: Sequence[str], processes: int) -> list[list[str]]:
     return shares
 
 
-def label_with_every_core(model: str, dtype: str, files: Sequence[str], *, pack_s: float, processes: int) -> float:
+def label_with_every_core(
+    model: str, dtype: str, files: Sequence[str], *, pack_s: float, processes: int, codec: Codec = "soundfile"
+) -> float:
     """Label files in so many processes; the seconds of audio that they do in a second, loading left out."""
-    command = [sys.executable, __file__, model, dtype, str(pack_s)]
+    command = [sys.executable, __file__, model, dtype, str(pack_s), codec]
     workers = [
         subprocess.Popen([*command, *share], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for share in dealt(files, processes)
@@ -123,15 +147,16 @@ def _line(worker: subprocess.Popen[str]) -> str:
     return line
 
 
-def _main(model: str, dtype: str, pack_s: str, *files: str) -> None:
+def _main(model: str, dtype: str, pack_s: str, codec: Codec, *files: str) -> None:
     # As nice as Ray's workers: on a machine that is busy an arm that is not would win by that alone.
     os.nice(15)
     run = network(model, dtype)
     run(np.zeros((1, round(PIECE_S * SAMPLE_RATE)), np.float32))
     print("ready", flush=True)
     sys.stdin.readline()
-    print(label(run, files, float(pack_s)), flush=True)
+    print(label(run, files, float(pack_s), codec), flush=True)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    model, dtype, pack_s, codec, *files = sys.argv[1:]
+    _main(model, dtype, pack_s, cast(Codec, codec), *files)

@@ -23,7 +23,7 @@ import torch
 
 import serpipe
 from benchmarks import material, resources
-from benchmarks.bare import label_with_every_core
+from benchmarks.bare import Codec, label_with_every_core
 from benchmarks.figures import Figure, figure, take_turns
 from benchmarks.peers import auto
 from serpipe.engine.cluster import joined
@@ -80,7 +80,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             dtype="float32",
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
-            seconds=1800.0 if quick else 18000.0,
+            seconds=2400.0 if quick else 18000.0,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
         )
@@ -113,7 +113,8 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         both_dtypes: whether float32 is held against the script of plain Ray Data too.
 
     Returns:
-        `end-to-end/parts:NAME`; `start-up:NAME`, seconds of a run that do not grow with its audio;
+        `end-to-end/parts:NAME`; for podcasts `end-to-end/parts-libopus:NAME`, over loops with the codec that is fastest
+        at them; `start-up:NAME`, seconds of a run that do not grow with its audio;
         `memory/model:NAME`, of a model actor in MB; for a Transformers checkpoint `peer/ray-data`, its speed over that
         of the script.
     """
@@ -139,8 +140,8 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         fixed.append(short[0] - short[1] / speed)
         return speed
 
-    def parts() -> float:
-        return label_with_every_core(work.model, work.dtype, files, pack_s=work.pack_s, processes=CORES)
+    def parts(codec: Codec = "soundfile") -> float:
+        return label_with_every_core(work.model, work.dtype, files, pack_s=work.pack_s, processes=CORES, codec=codec)
 
     def peer() -> float:
         # It is slow enough for half a small run to be told apart from one that little more than starts.
@@ -154,8 +155,12 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
         if both_dtypes:
             exact = replace(work, dtype="float32")
             arms["float32"] = lambda: slope(*ran(exact))
+    else:
+        arms["libopus"] = lambda: parts("libopus")
     speeds = take_turns(arms, rounds=rounds)
     found = [figure(f"end-to-end/parts:{work.name}", speeds["pipeline"], speeds["parts"])]
+    if "libopus" in arms:
+        found.append(figure(f"end-to-end/parts-libopus:{work.name}", speeds["pipeline"], speeds["libopus"]))
     if "peer" in arms:
         found.append(figure("peer/ray-data", speeds["pipeline"], speeds["peer"]))
     if "float32" in arms:

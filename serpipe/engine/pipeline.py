@@ -146,6 +146,8 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
     Raises:
         SerpipeError: `RUN_BROKEN`, Ray gave up, with its reason; what made the store refuse commits for good.
     """
+    # Ray would start more than there is work for, and warn of it.
+    decoders = min(stages.decoders, len(source))
     with _context(stages), warnings.catch_warnings():
         # The bounded retries have no other name in Ray 2.60; see `_bounded`.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -155,7 +157,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             override_num_blocks=len(source),
             # Decoders want no more at a time. Beyond that each would have a process of its own, and Ray's scheduler
             # slows down with what waits.
-            concurrency=stages.decoders,
+            concurrency=decoders,
             ray_remote_args={"max_retries": TASK_RETRIES},
         )
         dataset = dataset.map_batches(
@@ -167,7 +169,7 @@ def execute(source: PlanSource, stages: Stages, sink: StoreSink, board: Board) -
             label_selector=placed("decode"),
             # While one task's last recording is decoded, the next one's first is fetched.
             compute=ray.data.ActorPoolStrategy(
-                size=stages.decoders,
+                size=decoders,
                 max_concurrent_calls_per_actor=2 if source.remote else 1,
                 max_tasks_in_flight_per_actor=2,
                 enable_true_multi_threading=source.remote,

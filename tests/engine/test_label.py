@@ -6,14 +6,22 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data.datasource import ReadTask
 
 import serpipe
 from serpipe.audio.stage import audio_fingerprint
+from serpipe.engine import source
 from serpipe.errors import StoreError, UsageError
 from serpipe.store import version
 from serpipe.store.lease import Lease
@@ -108,6 +116,42 @@ def test_a_new_recording_alone_is_work(archive: Path, tmp_path: Path) -> None:
     whole = str(tmp_path / "whole")
     serpipe.label(str(tmp_path / "archive"), whole, segmentation="window:6/3")
     assert_same(whole, store)
+
+
+class Watched(source.PlanSource):
+    """Notes in a folder when each of its reads begins and ends."""
+
+    notes: Path
+
+    def get_read_tasks(self, *arguments: Any, **named: Any) -> list[ReadTask]:
+        notes = self.notes
+
+        def noted(task: ReadTask) -> Iterator[pa.Table]:
+            began = time.time()
+            time.sleep(0.5)
+            tables = list(task())
+            (notes / uuid.uuid4().hex).write_text(f"{began} {time.time()}")
+            yield from tables
+
+        tasks = super().get_read_tasks(*arguments, **named)
+        return [ReadTask(partial(noted, task), task.metadata) for task in tasks]
+
+
+def test_no_more_is_read_at_a_time_than_decoders_want(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serpipe.testing import write_speech
+
+    manifest = tmp_path / "list.csv"
+    # Each long enough, by its own word, for a read task of its own.
+    paths = [write_speech(tmp_path / f"{seed}.wav", seconds=4.0, seed=seed) for seed in range(6)]
+    manifest.write_text("\n".join(["path,duration", *(f"{path},600" for path in paths)]))
+    Watched.notes = tmp_path / "notes"
+    Watched.notes.mkdir()
+    monkeypatch.setattr(source, "PlanSource", Watched)
+    result = serpipe.label(str(manifest), str(tmp_path / "store"), segmentation="window:4/4", speech=False, decoders=1)
+    assert (result.predictions, result.failed) == (6, 0)
+    reads = sorted(tuple(map(float, note.read_text().split())) for note in Watched.notes.iterdir())
+    assert len(reads) == 6
+    assert all(before[1] <= after[0] for before, after in pairwise(reads))
 
 
 def counting() -> set[int]:
