@@ -17,7 +17,7 @@ from serpipe.errors import UsageError
 RAY_START = 3.5
 """How often a fresh process could import Ray Data until Ray answers; about as long where it must only be joined."""
 
-PIPELINE_START = 5.5
+PIPELINE_START = 4.8
 """The same until Ray Data and its actors have started, on top of what the same stages take without it."""
 
 PACK_CPU_S = 0.03

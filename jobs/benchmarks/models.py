@@ -58,6 +58,8 @@ MEASURE_S = {"full": 1.0, "tiny": 0.05}
 QUICK_S, LONG_S = {"full": 30.0, "tiny": 6.0}, {"full": 120.0, "tiny": 6.0}
 """Seconds of utterances that the adapter labels for one; a GPU and a small model get more."""
 
+ROUNDS = 5
+
 WARM_S, WARM_AUDIO_S = {"cpu": 0.0, "cuda": 30.0}, 4.0
 """How long the size of a micro-batch is sought, at most, and the audio that is labelled first, at least. On a CPU sizes
 are about as good as each other, and the one that a run begins with is measured."""
@@ -91,7 +93,7 @@ def figures_of(
         name: the model.
         device: `cpu` or `cuda`.
         dtype: number format; one that the model refuses gives no figures.
-        quick: three rounds of half a minute of audio instead of five of two.
+        quick: rounds of half a minute of audio instead of two.
         named: whether the figure of the main model says its name too.
         size: of the network; a tiny one tries the benchmark, not the model.
 
@@ -108,16 +110,15 @@ def figures_of(
     clips = utterances(
         (QUICK_S if quick else LONG_S)[size] * (20 if device == "cuda" else 4 if name == "embedded" else 1)
     )
-    rounds = 3 if quick else 5
     bare = fastest_batch(adapter, device, dtype, measure_s=MEASURE_S[size])
-    speeds = take_turns({"adapter": labelling(adapter, clips, device), "model": bare}, rounds=rounds)
+    speeds = take_turns({"adapter": labelling(adapter, clips, device), "model": bare}, rounds=ROUNDS)
     main = (name, dtype) == (MAIN, fast_dtype(device)) and not named
     own = "" if main else f":{name}:{dtype}"
     found = [figure(f"adapter/model{own}", speeds["adapter"], speeds["model"])]
     if device == "cuda":
         per_second = flops(adapter, device, dtype) / ROW_S
         rates = [per_second * speed for speed in speeds["model"]]
-        found.append(figure(f"model/peak:{name}:{dtype}", rates, [peak(dtype)] * rounds, unit="FLOP/s"))
+        found.append(figure(f"model/peak:{name}:{dtype}", rates, [peak(dtype)] * ROUNDS, unit="FLOP/s"))
     return found
 
 
