@@ -4,8 +4,8 @@
 
 libsndfile is exact and fastest on PCM containers and on Vorbis. It trusts the frame count of an MP3 or FLAC header and
 stops there, so those go to FFmpeg (PyAV) first: a header that claims too little would otherwise lose the rest of the
-recording without a word. So it does with all but the first of several streams that an Ogg file holds one after the
-other: these FFmpeg decodes too, and Opus at 48 kHz, which it has from the same libopus twice as fast.
+recording without a word. It knows only the first of several streams that an Ogg file holds one after the other: these
+FFmpeg decodes too, and Opus at 48 kHz, which it has from the same libopus twice as fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serpipe.audio.localfile import LocalFile, ReadingFailed, failed
-from serpipe.audio.ogg import is_joined
+from serpipe.audio.ogg import joined_streams
 
 if TYPE_CHECKING:
     import av
@@ -114,7 +114,7 @@ def open_track(path: str, backend: str) -> Track:
     # Both libraries take a file they cannot make out for headerless audio when its name ends in .au, .al, .g722
     # or the like, and play an error page as noise. No name, no guess.
     file = LocalFile(path)
-    return _open_sndfile(file) if backend == "sndfile" else _open_ffmpeg(file)
+    return _open_sndfile(file) if backend == "sndfile" else _open_ffmpeg(file, file.reader)
 
 
 def _open_sndfile(source: LocalFile) -> Track:
@@ -134,23 +134,29 @@ def _open_sndfile(source: LocalFile) -> Track:
     claimed = file.frames / file.samplerate if 0 < file.frames < 2**40 else None
     header = Header(file.format.lower(), file.subtype.lower(), file.samplerate, file.channels, claimed)
     track = Track(header, source, iter(()))
-    track.frames = _better_frames(file, track) if _is_better_by_ffmpeg(track) else _sndfile_frames(file, track)
+    joined = joined_streams(source.descriptor) if header.container == "ogg" else []
+    if joined or (header.container, header.codec, header.sample_rate) == ("ogg", "opus", _FULL_OPUS_HZ):
+        file.close()
+        track.frames = _stream_by_stream(track, joined)
+    else:
+        track.frames = _sndfile_frames(file, track)
     return track
 
 
-def _is_better_by_ffmpeg(track: Track) -> bool:
-    header = track.header
-    if header.container != "ogg":
-        return False
-    return (header.codec, header.sample_rate) == ("opus", _FULL_OPUS_HZ) or is_joined(track.file.descriptor)
-
-
-def _better_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[int, Frames]]:
-    file.close()
-    track.file.reader.seek(0)
-    other = _open_ffmpeg(track.file)
-    yield from other.frames
-    track.undecoded_s, track.error = other.undecoded_s, other.error
+def _stream_by_stream(track: Track, joined: list[tuple[int, int]]) -> Iterator[tuple[int, Frames]]:
+    """What FFmpeg makes of a whole file, or of each of its streams as a file of its own."""
+    if not joined:
+        track.file.reader.seek(0)
+    readers: list[object] = [track.file.part(*stream) for stream in joined]
+    for reader in readers or [track.file.reader]:
+        try:
+            stream = _open_ffmpeg(track.file, reader)
+        except Undecodable as error:
+            track.error = track.error or str(error)
+            continue
+        yield from stream.frames
+        track.undecoded_s += stream.undecoded_s
+        track.error = track.error or stream.error
 
 
 def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[int, Frames]]:
@@ -173,12 +179,12 @@ def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[i
             yield file.samplerate, block.T
 
 
-def _open_ffmpeg(source: LocalFile) -> Track:
+def _open_ffmpeg(source: LocalFile, reader: object) -> Track:
     import av
 
     try:
         # Through Python its reads can be told from its own troubles. A playlist may send it nowhere else.
-        container = av.open(source.reader, "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
+        container = av.open(reader, "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError, OSError) as error:

@@ -11,6 +11,7 @@ import io
 import os
 import stat
 from types import SimpleNamespace
+from typing import Any
 
 PIECE = 1 << 20
 """Bytes read at a time where a file is only looked through."""
@@ -58,6 +59,10 @@ class LocalFile:
         """`read`, `seek` and `tell`, and no name that a library could guess a format from."""
         # Written in C, so that no signal is handled between a library and its file, where its exception would be lost.
         return SimpleNamespace(read=self._file.read, seek=self._file.seek, tell=self._file.tell)
+
+    def part(self, start: int, end: int) -> io.RawIOBase:
+        """The bytes from one offset to another as a file of its own; the position of this one stays where it is."""
+        return _Part(self.descriptor, start, end)
 
     @property
     def at_end(self) -> bool:
@@ -110,6 +115,31 @@ class LocalFile:
 
     def _short(self, length: int) -> ReadingFailed:
         return ReadingFailed(errno.EIO, f"it ends after {length} of {self.size} bytes")
+
+
+class _Part(io.RawIOBase):
+    def __init__(self, descriptor: int, start: int, end: int) -> None:
+        self._descriptor, self._start, self._end, self._at = descriptor, start, end, start
+
+    def readinto(self, buffer: Any) -> int:
+        found = os.pread(self._descriptor, min(len(buffer), self._end - self._at), self._at)
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._at = min(max(origin + offset, self._start), self._end)
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._at - self._start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def failed(error: Exception) -> ReadingFailed | None:
