@@ -25,7 +25,7 @@ from serpipe.testing import write_speech
 def utterances(folder: Path, scale: float) -> list[str]:
     """Many short WAV files, each labelled whole by the model that ships."""
     material.write_clips(folder / "0", 300.0)
-    for copy in range(1, round(50 * scale)):
+    for copy in range(1, round(120 * scale)):
         shutil.copytree(folder / "0", folder / str(copy))
     return ["--model", "embedded", "--segment", "whole"]
 
@@ -33,7 +33,7 @@ def utterances(folder: Path, scale: float) -> list[str]:
 def podcasts(folder: Path, scale: float) -> list[str]:
     """Episodes of ten minutes in Opus, cut by voice detection."""
     master = write_speech(folder / "0.opus", seconds=600.0, sample_rate=48_000, seed=3)
-    for copy in range(1, round(20 * scale)):
+    for copy in range(1, round(45 * scale)):
         shutil.copyfile(master, folder / f"{copy}.opus")
     return ["--model", "embedded", "--segment", "vad"]
 

@@ -17,14 +17,15 @@ from serpipe.errors import UsageError
 RAY_START = 3.5
 """How often a fresh process could import Ray Data until Ray answers; about as long where it must only be joined."""
 
-PIPELINE_START = 4.8
+PIPELINE_START = 3.5
 """The same until Ray Data and its actors have started, on top of what the same stages take without it."""
 
 PACK_CPU_S = 0.03
 """Core-seconds that a pack costs Ray, the driver and the sink's task beside what the stages do with it."""
 
-MOVE_CPU_S = 0.0005
-"""Core-seconds that a second of a pack's audio costs on its way from stage to stage through the object store."""
+MOVE_CPU_S = 0.0002
+"""Core-seconds that a second of a pack's audio costs on its way from stage to stage through the object store: what ten
+hours of utterances and eight of podcasts took on two cores beyond what their stages did (`jobs/benchmark_plan.py`)."""
 
 DRIVER_PACK_S = 0.02
 """Seconds that the driver is busy with a pack: a pipeline that did nothing moved 47 to 49 a second with 20,000 read

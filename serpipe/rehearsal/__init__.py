@@ -49,7 +49,7 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         SerpipeError: `REHEARSAL_FAILED`.
     """
     # The lesser of two: the first may have to fetch from disk what a run will find in memory.
-    ray_s = min(_ray_import_s() for _ in range(2))
+    ray_s = min(_ray_import_s() for _ in range(3))
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
     clock = Clock(context.Event(), context.Value("d", 0.0), context.Value("d", 0.0))
