@@ -235,7 +235,8 @@ def test_the_whole_and_what_it_takes_are_measured() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found = {one["name"]: one for one in json.loads(done.stdout.splitlines()[-1])}
-    wanted = {"end-to-end/parts:embedded", "start-up:embedded", "memory/model:embedded"}
+    parts = {"end-to-end/parts:embedded", "end-to-end/parts-libopus:embedded"}
+    wanted = parts | {"start-up:embedded", "memory/model:embedded"}
     assert set(found) == wanted | {
         *resources.ROLES,
         "start-up/help",
@@ -302,10 +303,17 @@ def test_bare_loops_share_files_by_their_audio(processes: int, tmp_path: Path) -
     assert sum(lengths) == total
 
 
+def test_bare_codecs_decode_alike(tmp_path: Path) -> None:
+    path = write_speech(tmp_path / "a.opus", seconds=3.0, sample_rate=48_000)
+    samples = [bare.decoded(path, codec) for codec in ("soundfile", "libopus")]
+    assert len(samples[0]) == 3 * bare.SAMPLE_RATE
+    np.testing.assert_allclose(samples[0], samples[1], rtol=0, atol=1e-6)
+
+
 def test_the_bare_loop_labels_every_sample_once_in_rows_of_equal_length(tmp_path: Path) -> None:
     files = [write_speech(tmp_path / f"{i}.wav", seconds=length, seed=i) for i, length in enumerate((7.0, 21.5, 3.2))]
     shapes: list[tuple[int, ...]] = []
-    seconds = bare.label(lambda rows: shapes.append(rows.shape), files, 10.0)
+    seconds = bare.label(lambda rows: shapes.append(rows.shape), files, 10.0, "soundfile")
     assert seconds == pytest.approx(31.7)
     assert sum(rows * samples for rows, samples in shapes) == round(31.7 * 16_000)
     assert shapes[:2] == [(2, 80_000), (2, 80_000)]

@@ -198,13 +198,13 @@ class _Job:
         if not some.num_rows:
             return {}
         vectors = self._vectors(some["commit"][0].as_py())
-        scores = answer(self.head, _values(vectors["embedding"].slice(0, _HEARD)))[1]
-        change = float(np.ptp(scores, axis=0).max())
-        if change == 0.0 and len(scores) > 1:
+        logits, scores = answer(self.head, _values(vectors["embedding"].slice(0, _HEARD)))
+        # Not by the scores: one that is sure of all of them rounds them to the same.
+        if len(logits) > 1 and not np.ptp(logits, axis=0).any():
             raise ModelError(
                 "MODEL_DEAF", f"{self.model.name} gives the same answer to every embedding; train it again"
             )
-        return {"change": change}
+        return {"change": float(np.ptp(scores, axis=0).max())}
 
     def _vectors(self, theirs: str) -> pa.Table:
         file = layout.embeddings(self.backbone.model, self.backbone.fp, theirs)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+from safetensors.torch import load_file, save_file
 
 import serpipe
 from serpipe.errors import ModelError, UsageError
+from serpipe.models.probe import WEIGHTS
 from serpipe.models.registry import resolve
 from serpipe.pseudolabel import generation
 from serpipe.pseudolabel import relabel as module
@@ -113,3 +115,17 @@ def test_a_student_from_elsewhere_has_passed_no_gates_here(labelled: Path, store
 def test_a_folder_without_a_student_is_refused(store: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="MODEL_CONFIG_UNREADABLE"):
         relabel(store, str(tmp_path), name="probe-1")
+
+
+def test_a_sure_student_labels_and_a_deaf_one_is_refused(labelled: Path, store: str, tmp_path: Path) -> None:
+    for name, weight, bias in (("sure", 1.0, 500.0), ("deaf", 0.0, 0.0)):
+        folder = Path(shutil.copytree(labelled / "student", tmp_path / name))
+        tensors = load_file(folder / WEIGHTS)
+        tensors["out.weight"] *= weight
+        tensors["out.bias"][0] += bias
+        save_file(tensors, folder / WEIGHTS)
+    assert relabel(store, str(tmp_path / "sure"), name="sure").segments > 5
+    # Scores alone would tell it from the other as little as its labels do.
+    assert set(serpipe.open(store).predictions("sure")["confidence"].to_pylist()) == {1.0}
+    with pytest.raises(ModelError, match="MODEL_DEAF: deaf gives the same answer to every embedding"):
+        relabel(store, str(tmp_path / "deaf"), name="deaf")
