@@ -134,7 +134,11 @@ def _open_sndfile(source: LocalFile) -> Track:
     claimed = file.frames / file.samplerate if 0 < file.frames < 2**40 else None
     header = Header(file.format.lower(), file.subtype.lower(), file.samplerate, file.channels, claimed)
     track = Track(header, source, iter(()))
-    joined = joined_streams(source.descriptor) if header.container == "ogg" else []
+    try:
+        joined = joined_streams(source.descriptor) if header.container == "ogg" and source.size is not None else []
+    except OSError as error:
+        # Unread is not the same as alone: the streams behind the first would be lost without a word.
+        raise ReadingFailed(error.errno or errno.EIO, error.strerror or os.strerror(errno.EIO)) from error
     if joined or (header.container, header.codec, header.sample_rate) == ("ogg", "opus", _FULL_OPUS_HZ):
         file.close()
         track.frames = _stream_by_stream(track, joined)

@@ -33,7 +33,10 @@ def joined_streams(descriptor: int) -> list[tuple[int, int]]:
 
     Returns:
         Offsets in bytes, in their order, from the file's start to its end. None where the file ends in the stream that
-        it begins with, is no Ogg file, or cannot be read.
+        it begins with, or is no Ogg file.
+
+    Raises:
+        OSError: it cannot be read.
 
     Examples:
         >>> import pathlib, tempfile
@@ -48,13 +51,10 @@ def joined_streams(descriptor: int) -> list[tuple[int, int]]:
         >>> [end - start for start, end in streams] == [len(content) for content in contents]
         True
     """
-    try:
-        size = os.fstat(descriptor).st_size
-        if not _is_joined(descriptor, size):
-            return []
-        starts = _starts(descriptor, size)
-    except OSError:
+    size = os.fstat(descriptor).st_size
+    if not _is_joined(descriptor, size):
         return []
+    starts = _starts(descriptor, size)
     return list(zip(starts, [*starts[1:], size], strict=True))
 
 

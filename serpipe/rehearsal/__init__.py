@@ -48,7 +48,7 @@ def rehearse(batches: Sequence[Batch], company: Company, *, seconds: float, shar
         ModelError: a model that must not be run.
         SerpipeError: `REHEARSAL_FAILED`.
     """
-    # The lesser of two: the first may have to fetch from disk what a run will find in memory.
+    # The least of three: the first may have to fetch from disk what a run will find in memory.
     ray_s = min(_ray_import_s() for _ in range(3))
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")

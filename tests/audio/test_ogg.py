@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serpipe.audio import backends
+from serpipe.audio import backends, ogg
 from serpipe.audio.decode import Decoding, Outcome
 from serpipe.audio.ogg import joined_streams
 from serpipe.errors import AudioError
@@ -270,6 +272,19 @@ def test_other_files_are_not_joined(folder: Path, tmp_path: Path) -> None:
     for path in (one, broken, tmp_path / "empty", Path(__file__), Path("/dev/null")):
         with path.open("rb") as file:
             assert not joined_streams(file.fileno()), path
+
+
+def test_an_end_that_cannot_be_read_is_not_taken_for_the_only_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = write_speech(tmp_path / "a.ogg", seconds=2.0)
+    monkeypatch.setattr(ogg.os, "pread", broken)
+    with pytest.raises(AudioError) as refusal:
+        Decoding(path)
+    assert (refusal.value.code, refusal.value.transient) == ("RECORDING_UNREACHABLE", True)
 
 
 @settings(max_examples=60, deadline=None)
