@@ -96,10 +96,19 @@ def write_manifest(folder: Path) -> Path:
     return manifest
 
 
+def podcast(seconds: float = 300.0) -> Path:
+    """One Opus file of 48 kHz; made at the first time of asking."""
+    path = kept() / f"podcast-{seconds:.0f}.opus"
+    if not path.exists():
+        # Renamed when it is whole: one that was left half-way would be copied for ever.
+        written = write_speech(path.with_stem(f"{path.stem}-unfinished"), seconds=seconds, sample_rate=48_000)
+        Path(written).rename(path)
+    return path
+
+
 def write_podcasts(folder: Path, count: int, *, seconds: float = 300.0) -> float:
     """Put one Opus file under many names, as a feed of episodes; the seconds of all."""
-    master = Path(write_speech(kept() / f"podcast-{seconds:.0f}.opus", seconds=seconds, sample_rate=48_000))
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        shutil.copyfile(master, folder / f"{number:05}.opus")
+        shutil.copyfile(podcast(seconds), folder / f"{number:05}.opus")
     return count * seconds

@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -122,16 +121,17 @@ def pipeline(
     classify: Any = transformers.pipeline(
         "audio-classification", model=directory, feature_extractor=directory, dtype=torch.float32, device=device
     )
-    inputs = [{"raw": clip, "sampling_rate": SAMPLE_RATE} for clip in clips]
 
-    def labels(size: int) -> object:
-        # The pipeline empties the dictionaries that it is given.
-        return classify([dict(clip) for clip in inputs], batch_size=size)
+    def labels(those: Sequence[NDArray[np.float32]], size: int) -> Callable[[], float]:
+        # Made anew each time, for the pipeline empties the dictionaries that it is given.
+        return timed(
+            lambda: classify([{"raw": clip, "sampling_rate": SAMPLE_RATE} for clip in those], batch_size=size), those
+        )
 
-    arms = {size: timed(partial(labels, size), clips) for size in batch_sizes}
     classify({"raw": clips[0], "sampling_rate": SAMPLE_RATE})
-    speeds = {size: arm() for size, arm in arms.items()}
-    return arms[max(speeds, key=lambda size: speeds[size])]
+    some = clips[: max(batch_sizes[-1], len(clips) // 2)]
+    speeds = {size: labels(some, size)() for size in batch_sizes}
+    return labels(clips, max(speeds, key=lambda size: speeds[size]))
 
 
 def generate(

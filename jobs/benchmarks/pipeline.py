@@ -2,8 +2,9 @@
 
 The pipeline's speed is that of the slope: the audio by which a large run is larger than a small one, over the time by
 which it takes longer. What a run costs before its first and after its last pack is the same for both and cancels; it is
-told apart. The small one is timed before the large one and after it, as most of what the slope errs by is its. Parts
-are bare loops over the files of the small run, twice, one process a core.
+told apart. The small one is timed before the large one and after it, as most of what the slope errs by is its; a quick
+benchmark of a large model, which takes long to load, leaves out the last. Parts are bare loops over the files of the
+small run, twice, one process a core.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 import serpipe
@@ -52,6 +54,7 @@ class Work:
         segmentation: how recordings are cut.
         write: writes an archive of about so many seconds into a folder, and gives how many they are.
         seconds: audio of the small run.
+        after: whether the small run is timed after the large one too.
         pack_s: seconds of audio that the bare network is given at once.
         spread: what `serpipe.label` is told of decoders and pools. Of both runs it must be the same: left to itself
             a small one has fewer actors, and the slope would count those that the large one has beyond it as speed.
@@ -63,6 +66,7 @@ class Work:
     segmentation: str
     write: Callable[[Path, float], float]
     seconds: float
+    after: bool
     pack_s: float
     spread: dict[str, Any]
 
@@ -81,6 +85,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
             seconds=2400.0 if quick else 18000.0,
+            after=True,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
         )
@@ -91,6 +96,7 @@ def work_of(name: str, *, quick: bool) -> Work:
         segmentation="whole",
         write=material.write_even_clips,
         seconds=material.SET_S * max(1, CORES // 2) * (1 if quick else 3),
+        after=not quick,
         pack_s=material.PACK_S,
         spread={"decoders": CORES if GPUS else 1, "pools": [f"{HUBERT}:{GPUS or CORES}"]},
     )
@@ -131,8 +137,8 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
     fixed: list[float] = []
 
     def ran(work: Work) -> tuple[tuple[float, float], tuple[float, float]]:
-        before, long, after = (timed(work, archive, met) for archive in (small, large, small))
-        return ((before[0] + after[0]) / 2, before[1]), long
+        short, long = timed(work, small, met), timed(work, large, met)
+        return ((short[0] + timed(work, small, met)[0]) / 2, short[1]) if work.after else short, long
 
     def pipeline() -> float:
         short, long = ran(work)
@@ -178,13 +184,12 @@ def slope(short: tuple[float, float], long: tuple[float, float]) -> float:
 
 
 def plain(work: Work, archive: Path) -> float:
-    """Seconds that the script of plain Ray Data takes for an archive, in a Ray of its own."""
+    """Seconds that the script of plain Ray Data takes for an archive, in the Ray that runs."""
     out = tempfile.mkdtemp(prefix="plain-", dir=archive.parent)
     command = [sys.executable, str(PEER), work.model.partition("=")[2], str(archive), out]
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     began = time.monotonic()
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
-    )
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"the script of plain Ray Data ended with {done.returncode}:\n{done.stderr[-4000:]}")
     taken = time.monotonic() - began
