@@ -26,6 +26,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests and examples leave in a folder of their own goes at the end; pytest keeps its own as it does."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    # Short, for a cluster that is started in it has sockets below it, and their paths may have 107 characters.
+    folder = tempfile.TemporaryDirectory(prefix="st-", ignore_cleanup_errors=True)
+    tempfile.tempdir = folder.name
+    config.add_cleanup(folder.cleanup)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of several processes one has all that runs on Ray, so that a run has one Ray; a module stays together."""
