@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint infra/constraints.txt
 
-.PHONY: demo report docs test test-slow test-long test-s3 test-all check bench bench-check clean
+.PHONY: demo report docs test test-slow test-slow-ray test-slow-apart test-long test-s3 test-all check bench bench-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/serpipe demo demo
@@ -25,9 +25,18 @@ docs: $(VENV)/installed-test
 test: $(VENV)/installed-test check
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not long and not s3"
 
+test-slow: test-slow-ray test-slow-apart
+
+SLOW := -m "slow and not long and not s3"
+# Where slow tests start no Ray.
+APART := tests/audio tests/infra tests/models
+
 # One process: many of these start a cluster of their own, and are slower beside each other.
-test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "slow and not long and not s3"
+test-slow-ray: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(SLOW) $(APART:%=--ignore=%)
+
+test-slow-apart: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(SLOW) $(APART)
 
 # Run by hand: every crash pass in full, chaos, lost nodes, fine-tuning killed and resumed.
 test-long: $(VENV)/installed-test
@@ -38,11 +47,11 @@ test-s3: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m s3
 
 # What must pass before a change lands, with the programs that some tests need: as root on Debian it installs those that
-# are missing. A real store answers slowly, so its tests run beside the slow ones.
+# are missing. A real store answers slowly, so its tests run beside the slow ones; then those that start no Ray.
 test-all:
 	infra/programs
 	$(MAKE) test
-	$(MAKE) --jobs 2 --output-sync=target test-slow test-s3
+	$(MAKE) --jobs 2 --output-sync=target test-slow-ray test-s3 test-slow-apart
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
