@@ -138,7 +138,9 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
 
     def ran(work: Work) -> tuple[tuple[float, float], tuple[float, float]]:
         short, long = timed(work, small, met), timed(work, large, met)
-        return ((short[0] + timed(work, small, met)[0]) / 2, short[1]) if work.after else short, long
+        if work.after:
+            short = ((short[0] + timed(work, small, met)[0]) / 2, short[1])
+        return short, long
 
     def pipeline() -> float:
         short, long = ran(work)
