@@ -111,7 +111,13 @@ def binary(samples: NDArray[np.float32]) -> pa.LargeBinaryArray:
 
 def samples_of(pack: pa.Table) -> NDArray[np.float32]:
     """The audio of a pack of one row, as a read-only view."""
-    return np.frombuffer(pack["audio"][0].as_buffer(), np.float32)
+    (column,) = (chunk for chunk in pack["audio"].chunks if len(chunk))
+    _, ends, values = column.buffers()
+    start, end = np.frombuffer(ends, np.int64)[column.offset : column.offset + 2]
+    # A scalar's own buffer would be a copy.
+    samples = np.frombuffer(values, np.float32, (end - start) // 4, start)
+    samples.flags.writeable = False
+    return samples
 
 
 def rows_of(pack: pa.Table, column: str) -> pa.Table:
