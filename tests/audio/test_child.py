@@ -82,7 +82,7 @@ def test_a_child_gives_what_its_parent_would(decoder: ChildDecoder, clip: str, c
 @pytest.mark.parametrize(("channels", "subtype"), [(1, "PCM_16"), (2, "PCM_16"), (6, "FLOAT"), (1, "PCM_24")])
 def test_what_was_given_stays_as_it_was(decoder: ChildDecoder, tmp_path: Path, channels: int, subtype: str) -> None:
     """More blocks than the shared memory holds, wider ones too, all kept until the end."""
-    voice = np.tile(speech_like(20.0), 3)
+    voice = np.tile(speech_like(20.0), 4)
     frames = np.stack([np.roll(voice, 999 * channel) for channel in range(channels)], axis=1)
     soundfile.write(tmp_path / "long.wav", frames, 16_000, subtype=subtype)
     wanted: Channels = "split" if channels > 1 else "mix"
