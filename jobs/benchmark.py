@@ -1,7 +1,8 @@
 """How fast serpipe is: against bare codecs, bare networks, its own parts, and what one would use instead.
 
 Measures on audio and checkpoints that it makes itself, arms in turns, and prints a table: for each figure the ratio
-that is held against what is wanted, its spread over the rounds, and the speed of the first arm.
+that is held against what is wanted, its spread over the rounds, and the speed of the first arm. With --audio it listens
+to pieces of a recording instead.
 
 Example:
     python jobs/benchmark.py --quick --json figures.json
@@ -19,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 import click
-from benchmarks import reference
+from benchmarks import reference, voice
 from benchmarks.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,11 @@ END_TO_END = "end-to-end/parts:"
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="Few rounds on little audio: under ten minutes on two cores.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this part; again for more.")
+@click.option(
+    "--audio",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Listen to pieces of this recording, not to made speech.",
+)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the figures as a list.")
 @click.option("--figures", type=click.Path(exists=True, path_type=Path), help="Take such a list instead of measuring.")
 @click.option("--check", is_flag=True, help="Exit with 1 where a ratio is more than 10 % below infra/benchmark.json.")
@@ -47,6 +53,7 @@ END_TO_END = "end-to-end/parts:"
 def main(
     quick: bool,
     parts: tuple[str, ...],
+    audio: Path | None,
     out: Path | None,
     figures: Path | None,
     check: bool,
@@ -62,6 +69,12 @@ def main(
         raise click.UsageError(
             "--save keeps one whole measurement of one machine and day; leave --part and --figures out"
         )
+    if audio is not None:
+        if check or save or figures:
+            raise click.UsageError(
+                "--audio measures on a recording of yours; --check, --save and --figures are of speech that is made"
+            )
+        voice.listen_to(audio)
     if figures is None:
         hour = price(price_core_hour, price_gpu_hour)
         taken = {part: [*rows, *costs(rows, hour)] for part, rows in measured(parts or PARTS, quick=quick).items()}

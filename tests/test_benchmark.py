@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
+from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from serpipe import read_manifest
 from serpipe.engine.spread import LARGE_PACK_S
@@ -24,7 +26,7 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT / "jobs"))
 
 import benchmark
-from benchmarks import bare, decode, material, reference, resources
+from benchmarks import bare, decode, material, reference, resources, voice
 from benchmarks.figures import Figure, figure, take_turns
 
 HERE = "2 cores of a processor"
@@ -272,7 +274,7 @@ def test_read_tasks_of_even_utterances_are_whole_packs(
     cores: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or one core would end with a part of a pack while the others wait, which a run of seconds would not outweigh."""
-    monkeypatch.setattr(material, "write_speech", partial(write_silence, sample_rate=16_000))
+    monkeypatch.setattr(voice, "heard", Silence())
     seconds = times * material.SET_S * max(1, cores // 2)
     assert material.write_even_clips(tmp_path / "archive", seconds) == seconds
     manifest = str(material.write_manifest(tmp_path / "archive"))
@@ -281,9 +283,34 @@ def test_read_tasks_of_even_utterances_are_whole_packs(
     assert not np.any(np.add.reduceat(work, np.cumsum([0, *tasks[:-1]])) % material.PACK_S)
 
 
-def write_silence(path: Path, *, seconds: float, sample_rate: int, seed: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    soundfile.write(path, np.zeros(round(seconds * sample_rate), np.float32), sample_rate)
+class Silence(voice.Voice):
+    def speech(self, seconds: float, *, rate: int, seed: int) -> NDArray[np.float32]:
+        return np.zeros(round(seconds * rate), np.float32)
+
+
+def test_pieces_of_a_recording_are_heard_instead_of_made_speech(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Path(write_speech(tmp_path / "episode.wav", seconds=60.0, sample_rate=24_000, channels=2))
+    monkeypatch.setattr(voice, "heard", None)
+    monkeypatch.setattr(material, "kept", lambda: tmp_path / "kept")
+    voice.listen_to(recording)
+    whole, _ = soundfile.read(recording, dtype="float32")
+    np.testing.assert_array_equal(voice.heard.speech(4.0, rate=24_000, seed=1), whole[37 * 24_000 : 41 * 24_000, 0])
+    resampled = soxr.resample(whole[: 4 * 24_000, 0], 24_000, 16_000)
+    np.testing.assert_array_equal(voice.heard.speech(4.0, rate=16_000, seed=0), resampled)
+    assert len(voice.heard.speech(90.0, rate=16_000, seed=3)) == 90 * 16_000
+    podcast = material.podcast(5.0)
+    assert soundfile.info(podcast).samplerate == 24_000
+    assert podcast == material.podcast(5.0) != tmp_path / "kept" / "podcast-made-5.opus"
+
+
+def test_a_recording_of_ones_own_is_no_reference(tmp_path: Path) -> None:
+    recording = write_speech(tmp_path / "episode.wav", seconds=1.0)
+    for other in ("--check", "--save"):
+        done = CliRunner().invoke(benchmark.main, ["--audio", recording, other])
+        assert done.exit_code == 2, done.output
+        assert "--audio measures on a recording of yours" in done.output
 
 
 def test_an_archive_says_how_long_it_is(tmp_path: Path) -> None:

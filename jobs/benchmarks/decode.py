@@ -25,11 +25,11 @@ import soxr
 from numpy.typing import NDArray
 
 import serpipe
+from benchmarks import voice
 from benchmarks.figures import Figure, figure, spread_of, take_turns
 from serpipe.audio.child import ChildDecoder
 from serpipe.audio.decode import Decoding
 from serpipe.audio.speech import SpeechDetector
-from serpipe.testing import speech_like
 
 RATE = 16_000
 
@@ -127,13 +127,13 @@ def _packed(stage: serpipe.Decode, recording: pa.Table) -> int:
 
 
 def _hearing(seconds: float) -> Arm:
-    voice = _voice(seconds, RATE, 0)
+    samples = _spoken(seconds, RATE, 0)
 
     def hear() -> int:
         detector = SpeechDetector()
-        detector.push(voice)
+        detector.push(samples)
         detector.finish()
-        return len(voice)
+        return len(samples)
 
     return hear
 
@@ -153,29 +153,25 @@ def make_files(folder: Path, seconds: float) -> dict[str, Path]:
     paths = {}
     for name, (file, rate, channels) in FORMATS.items():
         paths[name] = folder / file
-        samples = np.stack([_voice(seconds, rate, channel) for channel in range(channels)], axis=1)
+        samples = np.stack([_spoken(seconds, rate, channel) for channel in range(channels)], axis=1)
         _write(paths[name], samples, rate)
     return paths
 
 
-def _voice(seconds: float, rate: int, seed: int) -> Samples:
-    voice = speech_like(VOICE_S, sample_rate=rate, seed=seed)
-    return np.resize(voice, round(seconds * rate))
+def _spoken(seconds: float, rate: int, seed: int) -> Samples:
+    return np.resize(voice.heard.speech(VOICE_S, rate=rate, seed=seed), round(seconds * rate))
 
 
 def _write(path: Path, samples: Samples, rate: int) -> None:
-    match path.suffix:
-        case ".m4a":
-            with av.open(str(path), "w", format="mp4") as container:
-                stream = container.add_stream("aac", rate=rate, layout="stereo")
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", "stereo")
-                frame.sample_rate = rate
-                container.mux(stream.encode(frame))
-                container.mux(stream.encode(None))
-        case ".opus":
-            soundfile.write(path, samples, rate, format="OGG", subtype="OPUS")
-        case _:
-            soundfile.write(path, samples, rate)
+    if path.suffix != ".m4a":
+        voice.write_samples(path, samples, rate)
+        return
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", "stereo")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def bare_soundfile(path: Path) -> int:

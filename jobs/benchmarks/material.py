@@ -12,7 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from serpipe.testing import make_checkpoint, write_speech
+from benchmarks import voice
+from serpipe.testing import make_checkpoint
+
+SAMPLE_RATE = 16_000
 
 SHORTEST_S, LONGEST_S = 1.5, 11.0
 """Of an utterance, in seconds."""
@@ -55,7 +58,7 @@ def lengths(seconds: float, *, seed: int = 0) -> list[float]:
 def write_clips(folder: Path, seconds: float, *, seed: int = 0) -> None:
     """Write utterances as WAV files of 16 kHz, together `seconds` long."""
     for number, length in enumerate(lengths(seconds, seed=seed)):
-        write_speech(folder / f"{seed}-{number:05}.wav", seconds=length, seed=1000 * seed + number)
+        voice.write(folder / f"{seed}-{number:05}.wav", length, rate=SAMPLE_RATE, seed=1000 * seed + number)
 
 
 EVEN_S = (2.0, 4.0, 5.0, 10.0)
@@ -79,7 +82,7 @@ def write_even_clips(folder: Path, seconds: float) -> float:
     written = 0.0
     for number, length in enumerate(drawn):
         if written < seconds:
-            write_speech(folder / f"{number:05}.wav", seconds=length, seed=number)
+            voice.write(folder / f"{number:05}.wav", length, rate=SAMPLE_RATE, seed=number)
             written += length
     return written
 
@@ -97,12 +100,13 @@ def write_manifest(folder: Path) -> Path:
 
 
 def podcast(seconds: float = 300.0) -> Path:
-    """One Opus file of 48 kHz; made at the first time of asking."""
-    path = kept() / f"podcast-{seconds:.0f}.opus"
+    """One Opus file of as many Hz as the voice has; made at the first time of asking."""
+    path = kept() / f"podcast-{voice.heard.name}-{seconds:.0f}.opus"
     if not path.exists():
         # Renamed when it is whole: one that was left half-way would be copied for ever.
-        written = write_speech(path.with_stem(f"{path.stem}-unfinished"), seconds=seconds, sample_rate=48_000)
-        Path(written).rename(path)
+        unfinished = path.with_stem(f"{path.stem}-unfinished")
+        voice.write(unfinished, seconds, rate=voice.heard.rate, seed=0)
+        unfinished.rename(path)
     return path
 
 
