@@ -62,7 +62,7 @@ def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
     """
     import torch
 
-    from serpipe.models.allocator import keep_freed_memory
+    from serpipe.allocator import keep_freed_memory
     from serpipe.models.registry import resolve
 
     torch.set_num_threads(1)

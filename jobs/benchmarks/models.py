@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.figures import Figure, figure, take_turns
 from benchmarks.material import Size, checkpoint, lengths
+from serpipe.allocator import keep_freed_memory
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
-from serpipe.models.allocator import keep_freed_memory
 from serpipe.models.contract import SAMPLE_RATE
 from serpipe.models.registry import resolve
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serpipe import ids
+from serpipe.allocator import keep_some_freed_memory
 from serpipe.audio.ahead import Copy, one_ahead
 from serpipe.audio.child import ChildDecoder, ChildDecoding, Limits
 from serpipe.audio.decode import DECODER_EPOCH, Channels
@@ -45,6 +46,8 @@ def audio_facts(segmentation: str, channels: Channels) -> dict[str, str | int]:
 
 class Decode:
     """Decodes recordings, cuts them into segments and yields packs.
+
+    The process that it is in keeps some of the memory that it frees: `serpipe.allocator.SOME_BYTES`.
 
     Args:
         segmentation: `given`, `whole`, `window:6/3` or `vad`.
@@ -82,6 +85,7 @@ class Decode:
         self._models = models or {}
         self._audio = audio_fingerprint(segmentation, channels)
         self._decoder = ChildDecoder(limits)
+        keep_some_freed_memory()
         # Who lets calls overlap gives a lock here: one decodes, and the other's first recording is fetched meanwhile.
         self._turn: AbstractContextManager[object] = nullcontext()
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serpipe.allocator import keep_freed_memory
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
-from serpipe.models.allocator import keep_freed_memory
 from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.models.results import results
