@@ -31,10 +31,7 @@ Frames = NDArray[np.float32] | NDArray[np.int16]
 """float32 with full scale at 1.0, or 16 bits as they are stored."""
 
 BLOCK = 65_536
-"""Samples per channel that FFmpeg's frames are gathered to: 1.4 s at 48 kHz, which stays in a core's cache."""
-
-LARGE_BLOCK = 131_072
-"""The same of libsndfile, 8 s at 16 kHz, where nothing but handing them on is left to do."""
+"""Samples per channel handed on at a time: 1.4 s at 48 kHz, small beside what codecs buffer themselves."""
 
 _LONGEST_PACKET_S = 10.0
 
@@ -174,7 +171,7 @@ def _sndfile_frames(file: soundfile.SoundFile, track: Track) -> Iterator[tuple[i
     with file:
         while True:
             try:
-                block = file.read(LARGE_BLOCK, dtype=dtype, always_2d=True)
+                block = file.read(BLOCK, dtype=dtype, always_2d=True)
             except soundfile.LibsndfileError as error:
                 if error.code == _SYSTEM_ERROR:
                     track.file.look_through()

@@ -9,40 +9,30 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serpipe.audio.backends import Frames, Header, as_float
+from serpipe.audio.backends import Header
 from serpipe.audio.deaths import IDLE_SHARE, DeathError, computed, died, judged, silent
 from serpipe.audio.decode import Channels, Decoding, Outcome, unreachable
+from serpipe.audio.slots import AUDIO, FREE, SLOT_BYTES, SLOTS, Sender, Slots, taken
 from serpipe.errors import AudioError
 
 START_S = 300.0
 """Seconds the child may take to start. A cold disk or a crowded machine is no fault of the file that comes first."""
 
-_READY, _HEADER, _AUDIO, _END, _FAILED, _FREE = b"UP  ", b"HEAD", b"PCM ", b"DONE", b"FAIL", b"FREE"
-"""What the two say to each other; `_FREE` alone goes from parent to child, for a slot that was read."""
-
-SLOTS = 4
-SLOT_BYTES = 1 << 20
-"""Samples lie in memory that both share, in slots used in turn: a pipe would copy them twice more."""
-
-_PIECE = struct.Struct("<cxxxI")
-"""Behind `_AUDIO`: the samples' type, as NumPy has it, and how many each channel has."""
+_READY, _HEADER, _END, _FAILED = b"UP  ", b"HEAD", b"DONE", b"FAIL"
+"""What a child says beside `AUDIO`; to it only jobs are said, and `FREE`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,24 +46,6 @@ class Limits:
 
     stall_s: float = 60.0
     memory_bytes: int = 1 << 30
-
-
-class Slots:
-    """Samples on their way from one process to the other, in slots of shared memory that are used in turn.
-
-    Args:
-        descriptor: an anonymous file of `SLOTS * SLOT_BYTES`, which both processes have open.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._memory = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
-        self._turn = 0
-
-    def next(self, dtype: np.dtype[Any], channels: int, length: int) -> Frames:
-        """The next slot as an array (channels, length)."""
-        start = self._turn * SLOT_BYTES
-        self._turn = (self._turn + 1) % SLOTS
-        return np.frombuffer(self._memory, dtype, channels * length, start).reshape(channels, length)
 
 
 class ChildDecoding:
@@ -104,7 +76,7 @@ class ChildDecoding:
                     raise _changed() from None
                 known = self._given
                 continue
-            if kind != _AUDIO:
+            if kind != AUDIO:
                 if known:
                     raise _changed()
                 self.outcome = Outcome(**json.loads(bytes(body)))
@@ -228,13 +200,7 @@ class ChildDecoder:
         """The samples of an audio message, float32 (channels, n), out of the shared memory."""
         assert self._pipe is not None
         assert self._slots is not None
-        kind, length = _PIECE.unpack(body)
-        shared = self._slots.next(np.dtype(kind.decode()), channels, length)
-        samples = as_float(shared if shared.dtype == np.int16 else shared.copy())
-        with suppress(ConnectionError):
-            # A child that died is noticed where its next message is missing.
-            self._pipe.send_bytes(_FREE)
-        return samples
+        return taken(self._pipe, self._slots, body, channels)
 
     def close(self) -> None:
         """End the child, whatever it is doing."""
@@ -347,7 +313,7 @@ def main(descriptor: int, memory: int, memory_bytes: int, parent: int) -> None:
         return
     while True:
         try:
-            while (message := pipe.recv_bytes()) == _FREE:
+            while (message := pipe.recv_bytes()) == FREE:
                 pass
             job = json.loads(message)
         except EOFError:
@@ -381,16 +347,13 @@ def _serve(pipe: Connection, slots: Slots, job: dict[str, Channels]) -> None:
     decoding = Decoding(job["path"], job["channels"])
     opened = {"header": asdict(decoding.header), "channels": decoding.channels}
     pipe.send_bytes(_HEADER + json.dumps(opened).encode())
-    free = SLOTS
-    for block in decoding.blocks():
-        longest = SLOT_BYTES // block[:, :1].nbytes
-        for start in range(0, block.shape[1], longest):
-            piece = block[:, start : start + longest]
-            while not free:
-                free += pipe.recv_bytes() == _FREE
-            slots.next(piece.dtype, *piece.shape)[:] = piece
-            free -= 1
-            pipe.send_bytes(_AUDIO + _PIECE.pack(piece.dtype.char.encode(), piece.shape[1]))
+    sender = Sender(pipe, slots, decoding.channels)
+    try:
+        for block in decoding.blocks():
+            sender.add(block)
+    finally:
+        # Before what ended it: a recording that fails half-way keeps what was decoded.
+        sender.flush()
     pipe.send_bytes(_END + json.dumps(asdict(decoding.outcome)).encode())
 
 

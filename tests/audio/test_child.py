@@ -19,6 +19,7 @@ import soundfile
 from serpipe.audio import child
 from serpipe.audio.child import ChildDecoder, Limits
 from serpipe.audio.decode import Channels, Decoding
+from serpipe.audio.slots import SLOTS
 from serpipe.errors import AudioError
 from serpipe.testing import speech_like, write_speech
 
@@ -87,9 +88,26 @@ def test_what_was_given_stays_as_it_was(decoder: ChildDecoder, tmp_path: Path, c
     soundfile.write(tmp_path / "long.wav", frames, 16_000, subtype=subtype)
     wanted: Channels = "split" if channels > 1 else "mix"
     kept = list(decoder.decode(str(tmp_path / "long.wav"), wanted))
-    assert len(kept) > child.SLOTS
+    assert len(kept) > SLOTS
     expected, _ = soundfile.read(tmp_path / "long.wav", dtype="float32", always_2d=True)
     np.testing.assert_array_equal(np.concatenate(kept, axis=1), expected.T)
+
+
+def test_what_decodes_before_a_fault_is_given_as_in_one_process(decoder: ChildDecoder, tmp_path: Path) -> None:
+    voice = np.tile(speech_like(20.0), 2)
+    voice[30 * 16_000] = np.nan
+    soundfile.write(tmp_path / "broken.wav", voice, 16_000, subtype="FLOAT")
+    given = {}
+    for name, decoding in (
+        ("inside", Decoding(str(tmp_path / "broken.wav"))),
+        ("outside", decoder.decode(str(tmp_path / "broken.wav"), "mix")),
+    ):
+        given[name] = [np.zeros((1, 0), np.float32)]
+        with pytest.raises(AudioError, match="AUDIO_NOT_FINITE"):
+            given[name].extend(decoding)
+    inside, outside = (np.concatenate(blocks, axis=1) for blocks in given.values())
+    assert inside.shape[1] > 25 * 16_000
+    np.testing.assert_array_equal(outside, inside)
 
 
 def test_one_child_serves_many_files(decoder: ChildDecoder, clip: str, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_block_sizes_do_not_reach_the_samples(
     columns = {"mix": [square.mean(axis=1)], "first": [square[:, 0]], "split": list(square.T)}[channels]
     expected = [soxr.resample(np.ascontiguousarray(column), 44_100, SECOND, quality="HQ") for column in columns]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "LARGE_BLOCK", max(block, 1_000))
+        patch.setattr(backends, "BLOCK", max(block, 1_000))
         samples, _ = streamed(path, channels)
     np.testing.assert_allclose(samples, np.stack(expected), rtol=0, atol=1e-6)
     assert channels == "mix" or samples.max() > 1.1  # neither clipped nor wrapped
