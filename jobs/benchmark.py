@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -105,16 +106,17 @@ def worse_twice(
         quick: how.
         again: whether to measure once more.
     """
-    machine = reference.machine()
-    asked = {part: was for part, was in held.parts.items() if part in parts}
+    worse = partial(reference.regressions, machine=reference.machine())
+    # Each figure by itself: of the many of a part, another one is below by chance the next time.
     doubted = {
-        part: was
-        for part, was in asked.items()
-        if reference.regressions(rows, replace(held, parts={part: was}), machine=machine)
+        part: [one for one in was if worse(rows, replace(held, parts={part: [one]}))]
+        for part, was in held.parts.items()
+        if part in parts
     }
-    if doubted and again:
-        rows = [row for part in measured(tuple(doubted), quick=quick).values() for row in part]
-    return reference.regressions(rows, replace(held, parts=doubted), machine=machine)
+    again_parts = tuple(part for part, was in doubted.items() if was)
+    if again_parts and again:
+        rows = [row for part in measured(again_parts, quick=quick).values() for row in part]
+    return worse(rows, replace(held, parts=doubted))
 
 
 def measured(parts: tuple[str, ...], *, quick: bool) -> dict[str, list[Figure]]:

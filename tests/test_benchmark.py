@@ -132,6 +132,13 @@ def test_what_is_worse_is_worse_twice(second: float, told: int, monkeypatch: pyt
     assert len(asked) == 1
 
 
+def test_another_figure_of_the_part_may_be_below_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "measured", lambda *_, **__: {"decode": among(bare=0.5)[:2]})
+    monkeypatch.setattr(reference, "machine", lambda: HERE)
+    assert benchmark.worse_twice(among(vad=100.0), WAS, ("decode",), quick=True, again=True) == []
+    assert len(benchmark.worse_twice(among(bare=0.6), WAS, ("decode",), quick=True, again=True)) == 1
+
+
 @pytest.mark.parametrize("more", [["--part", "decode"], ["--figures", "infra/benchmark.json"]])
 def test_what_is_kept_is_one_whole_measurement(more: list[str]) -> None:
     """Or old figures would be given today's date."""
