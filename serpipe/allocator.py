@@ -11,7 +11,7 @@ import ctypes
 from functools import cache
 
 SOME_BYTES = 64 << 20
-"""What a process keeps of what it frees where it keeps some: the segments of a unit, and what measures them."""
+"""What a process keeps about of what it frees where it keeps some: the segments of a unit, and what measures them."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # of malloc.h
 _LARGEST_INT = 2**31 - 1
@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
 
 @cache
 def keep_some_freed_memory() -> bool:
-    """Have this process keep `SOME_BYTES` of what it frees, and blocks of up to 32 MiB; one that keeps all, does still.
+    """Have this process keep about `SOME_BYTES` of what it frees, in blocks of up to 32 MiB; who keeps all does still.
 
     Returns:
         Whether the C library knows how.

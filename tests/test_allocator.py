@@ -34,7 +34,7 @@ thread.join()
 """
 
 
-ONE_LARGE, LARGE, SEGMENTS = (1, 64 << 20), (4, 48 << 20), (32, 640_000)
+ONE_LARGE, LARGE, SEGMENTS = (1, 64 << 20), (4, 24 << 20), (32, 640_000)
 """Blocks that are held together, and the bytes of each; the segments are a unit's."""
 
 

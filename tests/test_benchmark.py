@@ -312,6 +312,15 @@ def test_pieces_of_a_recording_are_heard_instead_of_made_speech(
     assert podcast == material.podcast(5.0) != tmp_path / "kept" / "podcast-made-5.opus"
 
 
+def test_a_podcast_of_a_recording_has_a_rate_that_opus_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voice, "heard", None)
+    monkeypatch.setattr(material, "kept", lambda: tmp_path / "kept")
+    for rate, known in ((44_100, 48_000), (22_050, 24_000), (96_000, 48_000)):
+        voice.listen_to(Path(write_speech(tmp_path / f"{rate}.wav", seconds=8.0, sample_rate=rate)))
+        assert soundfile.info(material.podcast(5.0)).samplerate == known
+        assert soundfile.info(material.podcast(5.0)).duration == pytest.approx(5.0, abs=0.02)
+
+
 def test_a_recording_of_ones_own_is_no_reference(tmp_path: Path) -> None:
     recording = write_speech(tmp_path / "episode.wav", seconds=1.0)
     for other in ("--check", "--save"):

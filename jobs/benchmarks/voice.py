@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from serpipe.testing import speech_like
 
-MADE_RATE = 48_000
-"""Hz of a made podcast."""
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+"""Hz that a podcast in Opus may have."""
 
 STEP_S = 37.0
 """Seconds from where one piece of a recording starts to where the next one does; past its end they start over."""
@@ -29,7 +29,7 @@ class Voice:
     """
 
     name = "made"
-    rate = MADE_RATE
+    rate = OPUS_RATES[-1]
 
     def speech(self, seconds: float, *, rate: int, seed: int) -> NDArray[np.float32]:
         """Float32 (n,), full scale at 1.0; the same seed gives the same speech."""
@@ -50,18 +50,20 @@ class Recorded(Voice):
         import soundfile  # Not at the top: a machine that measures models alone has no codec.
 
         info = soundfile.info(recording)
-        self._recording, self._frames = recording, info.frames
-        self.name, self.rate = f"{recording.stem}-{recording.stat().st_size}", info.samplerate
+        self._recording, self._frames, self._rate = recording, info.frames, info.samplerate
+        status = recording.stat()
+        self.name = f"{recording.stem}-{status.st_size}-{status.st_mtime_ns}"
+        self.rate = min((rate for rate in OPUS_RATES if rate >= info.samplerate), default=OPUS_RATES[-1])
 
     def speech(self, seconds: float, *, rate: int, seed: int) -> NDArray[np.float32]:
         """The piece of that number; where the recording is shorter, it is heard again."""
         import soundfile
         import soxr
 
-        wanted = round(seconds * self.rate)
-        start = round(seed * STEP_S * self.rate) % max(self._frames - wanted, 1)
+        wanted = round(seconds * self._rate)
+        start = round(seed * STEP_S * self._rate) % max(self._frames - wanted, 1)
         samples, _ = soundfile.read(self._recording, wanted, start, dtype="float32", always_2d=True)
-        piece = soxr.resample(np.ascontiguousarray(samples[:, 0]), self.rate, rate)
+        piece = soxr.resample(np.ascontiguousarray(samples[:, 0]), self._rate, rate)
         return np.resize(piece, round(seconds * rate))
 
 

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from serpipe.audio.backends import Header
 from serpipe.audio.deaths import IDLE_SHARE, DeathError, computed, died, judged, silent
 from serpipe.audio.decode import Channels, Decoding, Outcome, unreachable
-from serpipe.audio.slots import AUDIO, FREE, SLOT_BYTES, SLOTS, Sender, Slots, taken
+from serpipe.audio.slots import AUDIO, FREE, HELD_S, SLOT_BYTES, SLOTS, Sender, Slots, taken
 from serpipe.errors import AudioError
 
 START_S = 300.0
@@ -33,6 +34,12 @@ START_S = 300.0
 
 _READY, _HEADER, _END, _FAILED = b"UP  ", b"HEAD", b"DONE", b"FAIL"
 """What a child says beside `AUDIO`; to it only jobs are said, and `FREE`."""
+
+
+class _Job(TypedDict):
+    path: str
+    channels: Channels
+    held_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +64,7 @@ class ChildDecoding:
 
     def __init__(self, decoder: ChildDecoder, path: str, channels: Channels) -> None:
         self._decoder = decoder
-        self._job = {"path": path, "channels": channels}
+        self._path, self._wanted = path, channels
         self._death: DeathError | None = None
         self._given = 0
         self.outcome = Outcome()
@@ -89,7 +96,8 @@ class ChildDecoding:
                 yield fresh
 
     def _open(self) -> tuple[Header, int]:
-        self._decoder.send(self._job)
+        # What ended one child may end the next: of what that one decodes before, nothing is held back.
+        self._decoder.send(self._path, self._wanted, hold=self._death is None)
         _, body = self._decoder.receive()
         opened = json.loads(bytes(body))
         return Header(**opened["header"]), opened["channels"]
@@ -153,12 +161,17 @@ class ChildDecoder:
             self.close()
         return ChildDecoding(self, path, channels)
 
-    def send(self, job: Mapping[str, str]) -> None:
-        """Hand the child a file, starting the child when there is none."""
+    def send(self, path: str, channels: Channels, *, hold: bool) -> None:
+        """Hand the child a file, starting the child when there is none; `hold` lets it gather what it decodes."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._pipe is not None
-        self._plain_file = os.path.isfile(job["path"])
+        self._plain_file = os.path.isfile(path)
+        job: _Job = {
+            "path": path,
+            "channels": channels,
+            "held_s": min(HELD_S, self._limits.stall_s / 4) if hold else 0.0,
+        }
         self._pipe.send_bytes(json.dumps(job).encode())
         self._busy = True
 
@@ -343,11 +356,11 @@ def _said(error: Exception, memory_bytes: int) -> AudioError:
     return AudioError("AUDIO_UNDECODABLE", f"the codec failed: {type(error).__name__}: {error}")
 
 
-def _serve(pipe: Connection, slots: Slots, job: dict[str, Channels]) -> None:
+def _serve(pipe: Connection, slots: Slots, job: _Job) -> None:
     decoding = Decoding(job["path"], job["channels"])
     opened = {"header": asdict(decoding.header), "channels": decoding.channels}
     pipe.send_bytes(_HEADER + json.dumps(opened).encode())
-    sender = Sender(pipe, slots, decoding.channels)
+    sender = Sender(pipe, slots, decoding.channels, held_s=job["held_s"])
     try:
         for block in decoding.blocks():
             sender.add(block)

@@ -26,7 +26,7 @@ GATHERED = 131_072
 which cost more than moving the samples does."""
 
 HELD_S = 1.0
-"""Seconds for which samples are held back at most while more are coming."""
+"""Seconds for which samples are usually held back at most."""
 
 _PIECE = struct.Struct("<cxxxI")
 """Behind `AUDIO`: the samples' type, as NumPy has it, and how many each channel has."""
@@ -58,10 +58,11 @@ class Sender:
         pipe: to whom takes them.
         slots: this side's.
         channels: of the samples.
+        held_s: seconds for which samples are held back at most while more are coming; 0 holds nothing back.
     """
 
-    def __init__(self, pipe: Connection, slots: Slots, channels: int) -> None:
-        self._pipe, self._slots, self._channels = pipe, slots, channels
+    def __init__(self, pipe: Connection, slots: Slots, channels: int, *, held_s: float = HELD_S) -> None:
+        self._pipe, self._slots, self._channels, self._held_s = pipe, slots, channels, held_s
         self._free = SLOTS
         self._slot: Frames | None = None
         self._held = 0
@@ -81,7 +82,7 @@ class Sender:
             if self._held == self._slot.shape[1]:
                 self.flush()
         # Of a file that is slow to come nothing waits here: who asked gives a child up that hands nothing on.
-        if time.monotonic() - self._handed_on > HELD_S:
+        if time.monotonic() - self._handed_on >= self._held_s:
             self.flush()
 
     def flush(self) -> None:

@@ -17,9 +17,10 @@ import pytest
 import soundfile
 
 from serpipe.audio import child
+from serpipe.audio.backends import BLOCK
 from serpipe.audio.child import ChildDecoder, Limits
 from serpipe.audio.decode import Channels, Decoding
-from serpipe.audio.slots import SLOTS
+from serpipe.audio.slots import GATHERED, SLOTS
 from serpipe.errors import AudioError
 from serpipe.testing import speech_like, write_speech
 
@@ -162,6 +163,12 @@ def test_a_child_that_ends_once_costs_nothing(decoder: ChildDecoder, long_clip: 
     (samples,) = np.concatenate(ended(decoder, long_clip, end), axis=1)
     expected, _ = soundfile.read(long_clip, dtype="float32")
     np.testing.assert_array_equal(samples, expected)
+
+
+def test_a_second_child_holds_nothing_back_that_it_decoded(decoder: ChildDecoder, long_clip: str) -> None:
+    """It may end as the first one did, a block later."""
+    blocks = ended(decoder, long_clip, signal.SIGSEGV)
+    assert blocks[-2].shape[1] == BLOCK < GATHERED
 
 
 @pytest.mark.parametrize(
