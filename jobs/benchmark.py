@@ -37,8 +37,8 @@ PAGES = {ROOT / "README.md": [*reference.WANTED], ROOT / "docs" / "performance.m
 END_TO_END = "end-to-end/parts:"
 
 AGAIN = 2
-"""How often a part is measured again in which a figure is worse than it was: three short rounds leave a format's ratio a
-tenth below its usual one now and then, M4A's in the child in four runs of eleven."""
+"""How often a part is measured again in which a figure is worse than it was: three short rounds leave the ratio of a
+format a tenth below its usual one now and then, M4A's in the child in four runs of eleven."""
 
 
 @click.command(help=__doc__)
