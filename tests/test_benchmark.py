@@ -132,6 +132,13 @@ def test_what_is_worse_is_worse_each_time(second: float, told: int, monkeypatch:
     assert len(asked) == (2 if told else 1)
 
 
+def test_a_figure_that_is_as_it_was_the_third_time_is_not_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = iter([among(bare=0.5)[:2], among()[:2]])
+    monkeypatch.setattr(benchmark, "measured", lambda *_, **__: {"decode": next(later)})
+    assert benchmark.worse_each_time(among(bare=0.5), WAS, ("decode",), quick=True, again=True) == []
+    assert next(later, None) is None
+
+
 def test_another_figure_of_the_part_may_be_below_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "measured", lambda *_, **__: {"decode": among(bare=0.5)[:2]})
     monkeypatch.setattr(reference, "machine", lambda: HERE)

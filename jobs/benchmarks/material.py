@@ -13,9 +13,8 @@ from typing import Literal
 import numpy as np
 
 from benchmarks import voice
+from serpipe.models.contract import SAMPLE_RATE
 from serpipe.testing import make_checkpoint
-
-SAMPLE_RATE = 16_000
 
 SHORTEST_S, LONGEST_S = 1.5, 11.0
 """Of an utterance, in seconds."""

@@ -61,7 +61,7 @@ class Sender:
         held_s: seconds for which samples are held back at most while more are coming; 0 holds nothing back.
     """
 
-    def __init__(self, pipe: Connection, slots: Slots, channels: int, *, held_s: float = HELD_S) -> None:
+    def __init__(self, pipe: Connection, slots: Slots, channels: int, *, held_s: float) -> None:
         self._pipe, self._slots, self._channels, self._held_s = pipe, slots, channels, held_s
         self._free = SLOTS
         self._slot: Frames | None = None
