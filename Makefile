@@ -62,14 +62,14 @@ check: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python jobs/benchmark.py --quick
 
-# Fails where a ratio is more than 10 % below that of infra/benchmark.json.
+# Fails where a ratio is more than 10 % below that of infra/benchmark.json, and is so twice more when measured again.
 bench-check: $(VENV)/installed
 	$(BIN)/python jobs/benchmark.py --quick --json benchmark.json --check
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and pinned: asked for by another package, pip would take the newest build with its GPU libraries.
+# torch first and pinned: asked for by another package, pip would take a newer one.
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml infra/constraints.txt
 	$(PIP) torch==2.13.0
 	$(PIP) --editable .

@@ -31,7 +31,10 @@ PARTS = ("decode", "models", "peers", "pipeline:embedded", "pipeline:hubert-larg
 
 REFERENCE = ROOT / "infra" / "benchmark.json"
 
-PAGES = {ROOT / "README.md": [*reference.WANTED], ROOT / "docs" / "performance.md": None}
+PAGES = {
+    ROOT / "README.md": [*reference.SHOWN],
+    ROOT / "docs" / "performance.md": None,
+}
 """Where the table stands, and which of its figures; all where None."""
 
 END_TO_END = "end-to-end/parts:"
@@ -80,6 +83,11 @@ def main(
                 "--audio measures on a recording of yours; --check, --save and --figures are of speech that is made"
             )
         voice.listen_to(audio)
+    if check and held and figures is None and held.quick != quick:
+        raise click.UsageError(
+            f"{REFERENCE.name} was taken {'with' if held.quick else 'without'} --quick, and ratios of other amounts of "
+            f"audio are others; {'add' if held.quick else 'leave out'} --quick"
+        )
     if figures is None:
         hour = price(price_core_hour, price_gpu_hour)
         taken = {part: [*rows, *costs(rows, hour)] for part, rows in measured(parts or PARTS, quick=quick).items()}

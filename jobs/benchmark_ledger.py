@@ -129,7 +129,6 @@ def measure(root: str) -> dict[str, float]:
         audio=AUDIO,
         models={MODEL: FP},
         by_length=False,
-        decoders=2,
     )
     return {
         "seconds": time.monotonic() - began,

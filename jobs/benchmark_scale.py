@@ -4,7 +4,7 @@ Each part can be run alone; without an option all are, in a size that takes some
 
 Example:
     python jobs/benchmark_scale.py --rows 10000000
-    python jobs/benchmark_scale.py --files 100000 --long
+    python jobs/benchmark_scale.py --files 100000 --long 10
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ BLOCKS = 600
 @click.option("--tasks", type=int, help="Read tasks that are handed to the scheduler.")
 @click.option("--files", type=int, help="Files of about a second that are labelled.")
 @click.option("--nodes", type=int, help="Largest local cluster that labels the same files, a CPU a node.")
-@click.option("--long", "minutes", type=float, help="Minutes, about, of a run whose pace is held against itself.")
+@click.option(
+    "--long", "thousands", type=float, help="Thousands of recordings of 20 s, labelled in a run held against itself."
+)
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the figures there too.")
 @click.option("--alone", hidden=True, help="One part, in this process; its figures as JSON.")
 def main(
@@ -52,17 +54,17 @@ def main(
     tasks: int | None,
     files: int | None,
     nodes: int | None,
-    minutes: float | None,
+    thousands: float | None,
     file: str | None,
     alone: str | None,
 ) -> None:
-    """Measure how memory and time grow with manifests, read tasks, files, nodes and minutes."""
+    """Measure how memory and time grow with manifests, read tasks, files, nodes and the length of a run."""
     if alone:
         part, _, value = alone.partition("=")
         with tempfile.TemporaryDirectory(prefix="serpipe-scale-") as folder:
             print(json.dumps(PARTS[part](float(value), Path(folder))))
         return
-    asked = {"rows-parquet": rows, "rows-csv": rows, "tasks": tasks, "files": files, "nodes": nodes, "long": minutes}
+    asked = {"rows-parquet": rows, "rows-csv": rows, "tasks": tasks, "files": files, "nodes": nodes, "long": thousands}
     if not any(asked.values()):
         asked = {"rows-parquet": 1_000_000, "tasks": 20_000, "files": 5_000, "nodes": 2, "long": 3.0}
     print(f"{platform.platform()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB", flush=True)
@@ -129,9 +131,9 @@ def planned(count: int, folder: Path, *, ending: str) -> dict[str, Any]:
         catalogue.check(read, skip_bad_rows=False)
         figures |= {"catalogue_s": time.monotonic() - began, "catalogue_driver_mb": memory.lap()}
     began = time.monotonic()
-    todo = plan.make_plan(storage, "R1", read.parts, audio="a", models={"embedded": "f"}, by_length=False, decoders=2)
+    todo = plan.make_plan(storage, "R1", read.parts, audio="a", models={"embedded": "f"}, by_length=False)
     assert todo.left == count
-    figures |= {"plan_s": time.monotonic() - began, "plan_driver_mb": memory.lap(), "read_tasks": len(todo.tasks)}
+    figures |= {"plan_s": time.monotonic() - began, "plan_driver_mb": memory.lap(), "read_tasks": len(todo.tasks(2))}
     figures["rows_per_s"] = count / (figures["catalogue_s"] + figures["plan_s"])
     return figures
 
@@ -165,6 +167,7 @@ def scheduled(count: int, folder: Path) -> dict[str, Any]:
 
     from serpipe.engine.preflight import LIGHT_CPUS
     from serpipe.engine.source import PlanSource
+    from serpipe.plan import LONGEST_TASK_S, Plan
     from serpipe.store import plans
     from serpipe.store.storage import Storage
 
@@ -182,7 +185,9 @@ def scheduled(count: int, folder: Path) -> dict[str, Any]:
     with _cluster(cpus=2):
         memory = Memory()
         for name, tasks in (("few", BLOCKS), ("all", count)):
-            source = PlanSource(storage.root, "R1", writer.tasks[:tasks], {})
+            # Each worth as much as a read task may be, or several would be read in one.
+            todo = Plan(groups=[1] * tasks, work_s=[LONGEST_TASK_S] * tasks, queries={}, left=tasks, done=0)
+            source = PlanSource(storage.root, "R1", todo, decoders=2)
             began, worked = time.monotonic(), time.process_time()
             # As many reads at a time as a run on two cores has decoders. Handed all of them at once, Ray's scheduler
             # slows down with what waits: to 17 blocks a second with 20,000 tasks.
@@ -250,10 +255,9 @@ def over_nodes(most: int, folder: Path) -> dict[str, Any]:
     return figures | {"last_over_first": figures[f"{most}_audio_s_per_s"] / figures["1_audio_s_per_s"]}
 
 
-def paced(minutes: float, folder: Path) -> dict[str, Any]:
+def paced(thousands: float, folder: Path) -> dict[str, Any]:
     """One long run: the pace of its last tenth over that of its second, and the driver's memory at both."""
-    # Two cores label some twenty thousand seconds of this in a minute.
-    manifest = _archive(folder, int(minutes * 1000), seconds=20.0)
+    manifest = _archive(folder, int(thousands * 1000), seconds=20.0)
     with _cluster(cpus=2):
         pace = _run(manifest, folder / "store", segmentation="window:4/4")
     return pace.figures()

@@ -84,16 +84,15 @@ def run(archive: str, storage: Storage, models: list[str], segmentation: str, em
                 audio=facts.audio,
                 models=wanted,
                 by_length=False,
-                decoders=1,
             )
         record = runs.Run(run_id=facts.run_id, started=runs.now(), audio=facts.audio, models=wanted)
         with clock.phase("record"):
             runs.save(storage, record)
         most = spread.bundle_bytes(references, todo, segmentation, embeddings)
         bundle: list[pa.Table] = []
-        for task in range(len(todo.tasks)):
+        for task in todo.tasks(decoders=1):
             with clock.phase("plan"):
-                rows = plans.read_task(storage, facts.run_id, task)
+                rows = plans.read(storage, facts.run_id, task)
             packs = decode(rows)
             while True:
                 with clock.phase("decode"):

@@ -331,6 +331,11 @@ def forecast(
     failing = share(rehearsal.failed, rehearsal.recordings).narrowed(unseen)
     prices = [(cluster.cpus, cluster.price_cpu_hour), (cluster.gpus, cluster.price_gpu_hour)]
     told = [held * price * wall_s / 3600 for held, price in prices if price is not None]
+    if told and any(held and price is None for held, price in prices):
+        left_out, option = (
+            ("CPUs", "--price-cpu-hour") if cluster.price_cpu_hour is None else ("GPUs", "--price-gpu-hour")
+        )
+        notes = [*notes, f"what the {left_out} cost is not in the cost; {option} adds it"]
     return Forecast(
         manifest=manifest,
         store=store,
@@ -363,9 +368,12 @@ def read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found: dict[str, Any] = json.load(file)
-        for name in ("wall_s", "work", "segments", "bytes", "quarantined"):
-            found[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # What `serpipe.store.runs.compared` reads when the run is over.
+        ranges = [found["work"]["audio_s"], found["segments"], found["quarantined"]]
+        figures = [found["wall_s"], *(each["value"] for each in ranges), *found["bytes"].values()]
+        if not all(isinstance(figure, int | float) for figure in figures):
+            raise TypeError("not all of its figures are numbers")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             "FORECAST_UNREADABLE",
             f"{path} is no forecast ({type(error).__name__}: {error}); `serpipe plan ... --out {path}` writes one",

@@ -1,10 +1,11 @@
-"""What is left to do, cut into read tasks. Arrow only: planning needs no cluster."""
+"""What is left to do, and how it is cut into read tasks. Arrow only: planning needs no cluster."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,9 @@ TASKS_PER_DECODER = 8
 MOST_TASKS = 20_000
 """About how many a run has at most: a scheduler holds every one in memory, and starts with all of them."""
 
+MOST_DECODERS = 512
+"""How many a plan can keep busy to the end: how many there are is known only once there is a cluster."""
+
 PLANNED_AT_ONCE = 100_000
 """Recordings with work left whose ledger entries are in memory together: some 100 MB at an hour each."""
 
@@ -36,9 +40,9 @@ class Plan:
     """Work left, frozen in the store as `serpipe.store.plans` lays it out.
 
     Attributes:
-        tasks: number of recordings of each read task.
-        queries: signed queries by task, for those that have any; in memory only.
-        work_s: seconds of audio that are thought to be left.
+        groups: number of recordings of each row group, in order.
+        work_s: seconds of audio that are thought to be left in each row group.
+        queries: signed queries by row group, for those that have any; in memory only.
         left: recordings with work left.
         done: recordings of the manifest that need nothing.
         superseded: number of recordings left with old labels, by model, old model fingerprint, old audio fingerprint.
@@ -46,14 +50,40 @@ class Plan:
         remote: whether any recording left must be fetched.
     """
 
-    tasks: list[int]
+    groups: list[int]
+    work_s: list[float]
     queries: dict[int, pa.Array]
-    work_s: float
     left: int
     done: int
     superseded: dict[tuple[str, str, str], int] = field(default_factory=dict)
     models: frozenset[str] = frozenset()
     remote: bool = False
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of audio that are thought to be left."""
+        return sum(self.work_s)
+
+    def tasks(self, decoders: int) -> list[range]:
+        """The row groups of each read task: of about equal work, and enough of them to balance.
+
+        Args:
+            decoders: how many decode at once.
+
+        Examples:
+            >>> Plan(groups=[1, 2, 1], work_s=[500.0, 500.0, 900.0], queries={}, left=4, done=0).tasks(decoders=1)
+            [range(0, 1), range(1, 2), range(2, 3)]
+        """
+        ends = np.cumsum([0, *cut(np.array(self.work_s), share_s(self.total_s, decoders))])
+        return [range(start, end) for start, end in pairwise(ends.tolist())]
+
+    def queries_of(self, groups: range) -> pa.ChunkedArray | None:
+        """The signed queries of the recordings of some row groups, null for those without; None where none has any."""
+        if self.queries.keys().isdisjoint(groups):
+            return None
+        return pa.chunked_array(
+            [self.queries.get(group, pa.nulls(self.groups[group], pa.string())) for group in groups], pa.string()
+        )
 
 
 def make_plan(
@@ -64,11 +94,10 @@ def make_plan(
     audio: str,
     models: dict[str, str],
     by_length: bool,
-    decoders: int,
     relabel: bool = False,
     reopened: pa.Table | None = None,
 ) -> Plan:
-    """Cut what is left into read tasks of about equal work and freeze it in the store.
+    """Find what is left and freeze it in the store, in row groups of about equal work.
 
     A recording is whole for a model when the ledger holds a final unit and every unit before it. One that is whole
     under another fingerprint of the same model, or another audio fingerprint, keeps those labels.
@@ -80,7 +109,6 @@ def make_plan(
         audio: audio fingerprint wanted.
         models: name to fingerprint wanted.
         by_length: longest first, so that a pack holds like lengths; otherwise in order of uri, feed by feed.
-        decoders: how many decode at once.
         relabel: label again what is whole under other fingerprints alone.
         reopened: units that count as if the ledger did not hold them, of `serpipe.store.damage.UNITS`.
     """
@@ -96,16 +124,16 @@ def make_plan(
         found_s += float(pc.sum(left["work_s"]).as_py())
         remote = remote or bool(pc.any(pc.match_substring(left["uri"], "://")).as_py())
         # What the parts that were read hold, the others will: a part is a share of the recordings by hash.
-        least_s = found_s * len(parts) / whole.parts / MOST_TASKS
+        share = share_s(found_s * len(parts) / whole.parts, MOST_DECODERS)
         for start in range(0, left.num_rows, PLANNED_AT_ONCE):
             rows = _with_history(storage, left.slice(start, PLANNED_AT_ONCE), failures, reopened, audio=audio)
-            plan.add(rows, balance(rows["work_s"].to_numpy(), decoders=decoders, least_s=least_s))
+            plan.add(rows, cut(rows["work_s"].to_numpy(), share))
     plan.end()
-    todo = sum(plan.tasks)
+    todo = sum(plan.groups)
     return Plan(
-        tasks=plan.tasks,
-        queries=plan.queries,
+        groups=plan.groups,
         work_s=plan.work_s,
+        queries=plan.queries,
         left=todo,
         done=whole.asked - todo,
         superseded=dict(whole.superseded),
@@ -122,7 +150,7 @@ def missing(storage: Storage, run: str, *, audio: str, models: dict[str, str]) -
     """
     whole = _Whole(storage, audio=audio, models=models, relabel=True)
     left = [_MISSING.empty_table()]
-    for planned in _gathered(plans.tasks(storage, run, [*_MISSING.names, "kept"])):
+    for planned in _gathered(plans.groups(storage, run, [*_MISSING.names, "kept"])):
         kept = planned["kept"].to_pylist()
         open_ = np.zeros(planned.num_rows, np.bool_)
         for model in models:
@@ -132,32 +160,40 @@ def missing(storage: Storage, run: str, *, audio: str, models: dict[str, str]) -
     return pa.concat_tables(left)
 
 
-def balance(work: np.ndarray, *, decoders: int, least_s: float = 0.0) -> list[int]:
-    """Cut a row of recordings into read tasks of about equal work, in order.
-
-    Args:
-        work: seconds of each recording.
-        decoders: how many decode at once.
-        least_s: seconds that a task is worth at least, where that bounds their number.
-
-    Returns:
-        Number of recordings of each task.
+def share_s(total_s: float, decoders: int) -> float:
+    """Seconds of audio that a read task should hold at most.
 
     Examples:
-        >>> balance(np.array([30.0, 30.0, 200.0, 10.0]), decoders=1)
+        >>> [share_s(total_s, decoders=2) for total_s in (10.0, 3600.0, 3.6e6, 3.6e8)]
+        [60.0, 225.0, 1800.0, 18000.0]
+    """
+    fair = float(np.clip(total_s / (TASKS_PER_DECODER * decoders), SHORTEST_TASK_S, LONGEST_TASK_S))
+    return max(fair, total_s / MOST_TASKS)
+
+
+def cut(work: NDArray[np.float64], share: float) -> list[int]:
+    """Cut a row of lengths into pieces, in order: as few as hold no more than a share each.
+
+    Args:
+        work: float64 of shape (n,): seconds of each.
+        share: seconds of a piece; what is longer by itself is a piece by itself.
+
+    Returns:
+        How many lengths each piece takes.
+
+    Examples:
+        >>> cut(np.array([30.0, 30.0, 200.0, 10.0]), share=60.0)
         [2, 1, 1]
     """
     if not len(work):
         return []
-    share = float(np.clip(work.sum() / (TASKS_PER_DECODER * decoders), SHORTEST_TASK_S, LONGEST_TASK_S))
-    share = max(share, least_s)
-    tasks, count, seconds = [], 0, 0.0
-    for length in work:
+    pieces, count, seconds = [], 0, 0.0
+    for length in work.tolist():
         if count and seconds + length > share:
-            tasks.append(count)
+            pieces.append(count)
             count, seconds = 0, 0.0
-        count, seconds = count + 1, seconds + float(length)
-    return [*tasks, count]
+        count, seconds = count + 1, seconds + length
+    return [*pieces, count]
 
 
 class _Whole:

@@ -117,12 +117,12 @@ class Bench:
         closing.close_interrupted(storage)
         run = runs.new_run_id()
         wanted = {"audio": self.audio, "models": self.models}
-        todo = plan.make_plan(storage, run, [lambda: self.recordings], **wanted, by_length=False, decoders=1)
-        if not todo.tasks:
+        todo = plan.make_plan(storage, run, [lambda: self.recordings], **wanted, by_length=False)
+        if not todo.left:
             return 0
         record = runs.Run(run_id=run, started=runs.now(), **wanted)
         runs.save(storage, record)
-        for ready in self.commits(run, pa.concat_tables(plans.tasks(storage, run))):
+        for ready in self.commits(run, pa.concat_tables(plans.groups(storage, run))):
             commit.write(storage, ready)
         runs.finish(storage, record)
         return todo.left

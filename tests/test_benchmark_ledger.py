@@ -68,8 +68,8 @@ def test_planning_an_increment_reads_the_ledger_alone(tmp_path: Path, benchmark:
         storage.asked.clear()
         todo = plan.make_plan(
             storage, f"R{number}", benchmark.parts(storage),
-            audio=benchmark.AUDIO, models={benchmark.MODEL: benchmark.FP}, by_length=False, decoders=2,
+            audio=benchmark.AUDIO, models={benchmark.MODEL: benchmark.FP}, by_length=False,
         )  # fmt: skip
         assert (todo.left, todo.done) == (len(expected), len(ids) - len(expected))
-        assert {i for task in plans.tasks(storage, f"R{number}") for i in task["recording_id"].to_pylist()} == expected
+        assert {i for task in plans.groups(storage, f"R{number}") for i in task["recording_id"].to_pylist()} == expected
         assert {name.split("/")[0] for name in storage.asked} == {"ledger", "quarantine", "runs"}

@@ -181,7 +181,22 @@ def test_a_forecast_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert list(lines(one)) == ["nothing new: 0 recordings are labelled already in s"]
 
 
-@pytest.mark.parametrize("text", [None, "", "[1]", '{"wall_s": 1}'])
+FIGURES = '"segments": {"value": 1}, "quarantined": {"value": 0}'
+"""Of a forecast, as JSON."""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "[1]",
+        '{"wall_s": 1}',
+        '{"wall_s": 1, "work": 1, "bytes": {}, ' + FIGURES + "}",
+        '{"wall_s": "1", "work": {"audio_s": {"value": 1}}, "bytes": {}, ' + FIGURES + "}",
+        '{"wall_s": 1, "work": {"audio_s": {"value": 1}}, "bytes": [], ' + FIGURES + "}",
+    ],
+)
 def test_what_is_no_forecast_is_refused(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "forecast.json"
     if text is not None:

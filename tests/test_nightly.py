@@ -39,12 +39,12 @@ def attempt(storage: Storage, world: World, *, settles: int | None = None, **fac
     closing.close_interrupted(storage)
     run_id = runs.new_run_id()
     wanted = {"audio": world.audio, "models": world.models}
-    todo = plan.make_plan(storage, run_id, [world.catalogue], **wanted, by_length=False, decoders=1)  # type: ignore[arg-type]
+    todo = plan.make_plan(storage, run_id, [world.catalogue], **wanted, by_length=False)  # type: ignore[arg-type]
     told: dict[str, object] = {"manifest": MANIFEST, "started": runs.now(), **wanted, **facts}
     record = runs.Run(run_id=run_id, **told)  # type: ignore[arg-type]
     runs.save(storage, record)
-    if todo.tasks:
-        rows = pa.concat_tables(plans.tasks(storage, run_id)).slice(0, settles)
+    if todo.left:
+        rows = pa.concat_tables(plans.groups(storage, run_id)).slice(0, settles)
         for ready in world.commits(RunFacts(run_id=run_id, **wanted), rows):  # type: ignore[arg-type]
             commit.write(storage, ready)
     if settles is None:

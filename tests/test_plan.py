@@ -128,7 +128,7 @@ def test_the_plan_knows_what_the_ledger_knows(
         parts = [recordings_of(numbers[:cut]), recordings_of(numbers[cut:])]
         todo = plan.make_plan(
             storage, "R2", [lambda part=part: part for part in parts],
-            audio=AUDIO, models=models, by_length=False, decoders=2, relabel=relabel,
+            audio=AUDIO, models=models, by_length=False, relabel=relabel,
         )  # fmt: skip
         kept = {n: [] if relabel else sorted(kept_models(entries, n, models)) for n in range(6)}
         left = [
@@ -142,13 +142,13 @@ def test_the_plan_knows_what_the_ledger_knows(
             assert all((fp, AUDIO) != key[1:] for key in keys)
             assert sum(todo.superseded[key] for key in keys) == sum(model in names for names in kept.values())
         if not left:
-            assert todo.tasks == []
+            assert todo.groups == todo.tasks(decoders=4) == []
             assert storage.list("runs/") == []
             return
-        rows = [row for task in plans.tasks(storage, "R2") for row in task.to_pylist()]
-        assert [task.num_rows for task in plans.tasks(storage, "R2")] == todo.tasks
+        rows = [row for group in plans.groups(storage, "R2") for row in group.to_pylist()]
+        assert [group.num_rows for group in plans.groups(storage, "R2")] == todo.groups
         assert sorted(row["recording_id"] for row in rows) == [NAMES[number] for number in left]
-        assert todo.work_s == pytest.approx(10.0 * len(left))
+        assert todo.total_s == pytest.approx(10.0 * len(left))
         for row in rows:
             mine = [entry for entry in entries if NAMES[entry.recording] == row["recording_id"]]
             settled = {(e.unit, e.model, e.fp, e.status) for e in mine if e.audio == AUDIO}
@@ -179,7 +179,7 @@ def test_what_keeps_old_labels_is_not_missing(tmp_path: Path) -> None:
     commit.index(storage, "R1-0", [table_of([Entry(n, 0, "m", "old", AUDIO, "labelled", True) for n in (0, 1)])])
     models = {"m": "new", "n": "f1"}
     wanted = {"audio": AUDIO, "models": models}
-    todo = plan.make_plan(storage, "R2", [lambda: recordings_of([0, 1])], **wanted, by_length=False, decoders=1)
+    todo = plan.make_plan(storage, "R2", [lambda: recordings_of([0, 1])], **wanted, by_length=False)
     assert (todo.left, todo.superseded) == (2, {("m", "old", AUDIO): 2})
     commit.index(storage, "R2-0", [table_of([Entry(0, 0, "n", "f1", AUDIO, "labelled", True)])])
     assert plan.missing(storage, "R2", **wanted)["uri"].to_pylist() == ["s3://b/1.wav"]
@@ -194,14 +194,17 @@ def test_decoding_asks_nothing_of_a_model_that_keeps_its_labels(tmp_path: Path) 
 
 
 def test_a_large_plan_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "TASKS_PER_PIECE", 2)
+    monkeypatch.setattr(plans, "GROUPS_PER_PIECE", 2)
     storage = Storage(str(tmp_path))
     todo = _make(storage, recordings_of([0, 1, 2, 3, 4], claims=[100.0] * 5))
-    assert todo.tasks == [1] * 5
+    assert todo.groups == [1] * 5
     assert storage.list("runs/R2/plan") == [layout.plan("R2", 1), layout.plan("R2", 2), layout.plan("R2")]
     expected = [NAMES[number] for number in range(5)]
-    assert [plans.read_task(storage, "R2", task)["recording_id"][0].as_py() for task in range(5)] == expected
-    assert [task["recording_id"][0].as_py() for task in plans.tasks(storage, "R2")] == expected
+    for start in range(5):
+        for end in range(start + 1, 6):
+            ids = plans.read(storage, "R2", range(start, end))["recording_id"]
+            assert ids.to_pylist() == expected[start:end]
+    assert [group["recording_id"][0].as_py() for group in plans.groups(storage, "R2")] == expected
     left = plan.missing(storage, "R2", audio=AUDIO, models={"m": "f1"})
     assert left["recording_id"].to_pylist() == expected
 
@@ -268,7 +271,7 @@ def test_what_is_taken_away_while_failures_are_read_is_no_failure(tmp_path: Path
 def _make(storage: Storage, *parts: pa.Table, by_length: bool = False, decoders: int = 1) -> plan.Plan:
     return plan.make_plan(
         storage, "R2", [lambda part=part: part for part in parts],
-        audio=AUDIO, models={"m": "f1"}, by_length=by_length, decoders=decoders,
+        audio=AUDIO, models={"m": "f1"}, by_length=by_length,
     )  # fmt: skip
 
 
@@ -276,8 +279,11 @@ def test_a_signed_query_stays_in_memory(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     claims, queries = [40.0, 40.0, 40.0, 10.0], [None, "X-Amz-Signature=TOPSECRET1", None, "X-Amz-Signature=TOPSECRET3"]
     todo = _make(storage, recordings_of([0, 1, 2, 3], claims=claims, queries=queries))
-    assert todo.tasks == [1, 1, 2]
-    assert {task: array.to_pylist() for task, array in todo.queries.items()} == {1: [queries[1]], 2: [None, queries[3]]}
+    assert todo.groups == [1, 1, 2]
+    assert {group: array.to_pylist() for group, array in todo.queries.items()} == {
+        1: [queries[1]],
+        2: [None, queries[3]],
+    }
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"TOPSECRET" not in path.read_bytes()
@@ -291,7 +297,7 @@ def test_queries_follow_their_recordings_when_sorted_by_length(tmp_path: Path) -
     frozen = pq.read_table(storage.path(layout.plan("R2")))
     uris = frozen["uri"].to_pylist()
     assert uris == ["s3://b/1.wav", "s3://b/2.wav", "s3://b/0.wav"]
-    assert [query for task in sorted(todo.queries) for query in todo.queries[task].to_pylist()] == [
+    assert [query for group in sorted(todo.queries) for query in todo.queries[group].to_pylist()] == [
         "one",
         "two",
         "zero",
@@ -318,36 +324,54 @@ def test_missing_is_what_a_run_did_not_bring_to_an_end(tmp_path: Path) -> None:
 
 def test_nothing_to_plan(tmp_path: Path) -> None:
     todo = _make(Storage(str(tmp_path)), RECORDINGS.empty_table())
-    assert (todo.tasks, todo.left, todo.done, todo.work_s) == ([], 0, 0, 0.0)
+    assert (todo.groups, todo.left, todo.done, todo.total_s) == ([], 0, 0, 0.0)
     assert list(tmp_path.iterdir()) == []
 
 
-@given(
-    work=st.lists(st.floats(0, 1e5, allow_nan=False), max_size=60),
-    decoders=st.integers(1, 300),
-    least=st.floats(0, 1e6),
-)
-def test_balance_cuts_every_recording_into_a_task_in_order(work: list[float], decoders: int, least: float) -> None:
-    tasks = plan.balance(np.array(work), decoders=decoders, least_s=least)
-    assert sum(tasks) == len(work)
-    assert all(count > 0 for count in tasks)
-    share = float(np.clip(sum(work) / (plan.TASKS_PER_DECODER * decoders), plan.SHORTEST_TASK_S, plan.LONGEST_TASK_S))
-    share = max(share, least)
+WORK = st.lists(st.floats(0, 1e5, allow_nan=False), max_size=60)
+
+
+@given(work=WORK, share=st.floats(1.0, 1e6))
+def test_every_length_is_cut_into_a_piece_in_order(work: list[float], share: float) -> None:
+    pieces = plan.cut(np.array(work), share)
+    assert sum(pieces) == len(work)
+    assert all(count > 0 for count in pieces)
     start = 0
-    for count in tasks:
+    for count in pieces:
         piece = work[start : start + count]
         assert count == 1 or sum(piece) <= share * (1 + 1e-9)
-        # A task ends only because the next recording would make it too long.
+        # A piece ends only because the next length would make it too long.
         if start + count < len(work):
             assert sum(piece) + work[start + count] > share * (1 - 1e-9)
         start += count
 
 
-def test_balance_feeds_every_decoder() -> None:
-    """An hour in minutes for four decoders: at least as many tasks as would keep them all busy to the end."""
-    tasks = plan.balance(np.full(600, 60.0), decoders=4)
-    assert len(tasks) >= plan.TASKS_PER_DECODER * 4
-    assert max(tasks) - min(tasks[:-1]) <= 1
+@given(work=WORK, decoders=st.integers(1, 1000))
+def test_every_row_group_is_read_by_one_task_in_order(work: list[float], decoders: int) -> None:
+    todo = plan.Plan(groups=[1] * len(work), work_s=work, queries={}, left=len(work), done=0)
+    tasks = todo.tasks(decoders)
+    assert [group for task in tasks for group in task] == list(range(len(work)))
+    share = float(np.clip(sum(work) / (plan.TASKS_PER_DECODER * decoders), plan.SHORTEST_TASK_S, plan.LONGEST_TASK_S))
+    for task in tasks:
+        assert len(task) == 1 or sum(work[task.start : task.stop]) <= share * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("decoders", [1, 4, 30])
+@pytest.mark.parametrize("length", [5.0, 60.0, 400.0])
+def test_one_plan_feeds_however_many_decoders_there_are(length: float, decoders: int, tmp_path: Path) -> None:
+    """How many there are is known only when the plan is frozen; each gets its share, and not in crumbs."""
+    total = 3600.0 * decoders
+    rows = [
+        {"recording_id": i.to_bytes(16), "uri": f"/{i:06d}.wav", "claimed_s": length, "meta": [], "given": []}
+        for i in range(round(total / length))
+    ]
+    todo = _make(Storage(str(tmp_path)), pa.Table.from_pylist(rows, schema=RECORDINGS))
+    tasks = todo.tasks(decoders)
+    assert len(tasks) >= plan.TASKS_PER_DECODER * decoders
+    seconds = [sum(todo.work_s[group] for group in task) for task in tasks]
+    assert sum(seconds) == pytest.approx(todo.total_s) == pytest.approx(total)
+    # Of 450 s each: what is left out of one is less than a row group.
+    assert min(seconds[:-1]) > 450 - max(length, plan.SHORTEST_TASK_S)
 
 
 def test_a_run_has_a_bounded_number_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,8 +388,8 @@ def test_a_run_has_a_bounded_number_of_tasks(tmp_path: Path, monkeypatch: pytest
 
     todo = plan.make_plan(
         Storage(str(tmp_path)), "R1", [lambda number=number: part(number) for number in range(10)],
-        audio=AUDIO, models={"m": "f"}, by_length=False, decoders=30,
+        audio=AUDIO, models={"m": "f"}, by_length=False,
     )  # fmt: skip
-    assert sum(todo.tasks) == todo.left == 1000
-    assert 25 < len(todo.tasks) <= 60
-    assert max(todo.tasks) <= 20
+    assert sum(todo.groups) == todo.left == 1000
+    assert 25 < len(todo.groups) <= 60
+    assert max(todo.groups) <= 20

@@ -124,7 +124,7 @@ def test_no_secret_reaches_a_table_a_log_or_an_error(
     assert (recordings.num_rows, bad.num_rows) == (8, 2)
     model = resolve("embedded")
     wanted = {"audio": audio_fingerprint("window:2/2", "mix"), "models": {"embedded": model.fp}}
-    todo = plan.make_plan(storage, run, [lambda: recordings], **wanted, by_length=False, decoders=1)
+    todo = plan.make_plan(storage, run, [lambda: recordings], **wanted, by_length=False)
     facts = RunFacts(run_id=run, **wanted)
     decode = serpipe.Decode(segmentation="window:2/2", speech=False, models=facts.models)
     predict = serpipe.Predict([model], threads=1)

@@ -58,6 +58,9 @@ MEASURE_S = {"full": 1.0, "tiny": 0.05}
 QUICK_S, LONG_S = {"full": 30.0, "tiny": 6.0}, {"full": 120.0, "tiny": 6.0}
 """Seconds of utterances that the adapter labels for one; a GPU and a small model get more."""
 
+PACK_S = 300.0
+"""Seconds of audio in a pack for a GPU: `serpipe.audio.recording.UNIT_S`, whose module wants a codec."""
+
 ROUNDS = 5
 
 WARM_S, WARM_AUDIO_S = {"cpu": 0.0, "cuda": 30.0}, 4.0
@@ -149,7 +152,8 @@ def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -
     label(beginning(clips, WARM_AUDIO_S))
     began = time.perf_counter()
     while not sizes.settled and time.perf_counter() - began < WARM_S[device]:
-        some = beginning(clips, 2 * lanes.CUDA_LANES * sizes.seconds)
+        # As much as an actor gets at a time: it bounds a micro-batch there, too.
+        some = beginning(clips, PACK_S)
         sizes.record(sizes.seconds, audio_s=sum(map(len, some)) / SAMPLE_RATE, busy_s=label(some))
     return timed(lambda: label(clips), clips)
 

@@ -90,8 +90,8 @@ def _waiting(storage: Storage, records: Sequence[runs.Run], roots: Roots) -> pa.
     found = [_PLANNED.empty_table()]
     for run in sorted(set(events["run_id"].to_pylist())):
         asked = Ids(pairs_of(events.filter(pc.equal(events["run_id"], run))["recording_id"]))
-        for task in plans.tasks(storage, run):
-            mine = task.filter(pa.array(asked.holds(task["recording_id"])))
+        for group in plans.groups(storage, run):
+            mine = group.filter(pa.array(asked.holds(group["recording_id"])))
             # Plans of older versions do not say what opens them.
             if mine.num_rows and "signed" in mine.column_names:
                 found.append(mine.select(_PLANNED.names).cast(_PLANNED))

@@ -61,7 +61,7 @@ def finish(
         stages: how it was spread and decodes.
         sink: where it commits.
         board: where it tells what it did.
-        queries: signed queries of its plan, by task.
+        queries: signed queries of its plan, by row group.
         held: the lease of the run.
         relabel: whether the run labels again what is whole under other fingerprints.
 
@@ -72,7 +72,7 @@ def finish(
     lost = careful.lost()
     if len(lost) > MOST_ALONE:
         name, again = careful.planned("again", lost, stages.models)
-        source = PlanSource(storage.root, name, again.tasks, again.queries, remote=again.remote)
+        source = PlanSource(storage.root, name, again, decoders=stages.decoders)
         pipeline.execute(source, stages, careful.sink_of(facts, "again"), board)
         lost = careful.lost()
     for pool in stages.pools:
@@ -134,7 +134,6 @@ class _Careful:
             audio=self._facts.audio,
             models=models,
             by_length=False,
-            decoders=self._stages.decoders,
             relabel=self._relabel,
         )
 
@@ -143,10 +142,11 @@ class _Careful:
         models = {model.name: model.fp for model in pool.models}
         stage = f"alone-{self._stages.pools.index(pool)}"
         name, again = self.planned(stage, lost, models)
-        if not again.tasks:
+        if not again.left:
             return
-        rows = pa.concat_tables(plans.tasks(self._storage, name))
-        rows = rows.append_column("query", _queries(again.tasks, again.queries))
+        rows = pa.concat_tables(plans.groups(self._storage, name))
+        queries = again.queries_of(range(len(again.groups)))
+        rows = rows.append_column("query", pa.nulls(rows.num_rows, pa.string()) if queries is None else queries)
         lane = _Lane(
             Work(
                 decode=self._stages.decode | {"models": models},
@@ -201,7 +201,7 @@ class _Careful:
     def _wanted(self, recording: pa.Table) -> dict[str, str]:
         """The models that the run's plan wants for a recording."""
         kept: list[str] = []
-        for rows in plans.tasks(self._storage, self._facts.run_id, ["recording_id", "kept"]):
+        for rows in plans.groups(self._storage, self._facts.run_id, ["recording_id", "kept"]):
             mine = pc.equal(rows["recording_id"].cast(pa.binary()), recording["recording_id"][0].as_py())
             kept += [name for names in rows["kept"].filter(mine).to_pylist() for name in names]
         return {name: fp for name, fp in self._stages.models.items() if name not in kept}
@@ -213,8 +213,8 @@ class _Careful:
         """Recordings of the run's plan as the catalogue had them."""
         found = [CATALOGUE.empty_table()]
         names = [name for name in CATALOGUE.names if name != "query"]
-        for task, rows in enumerate(plans.tasks(self._storage, self._facts.run_id, names)):
-            rows = rows.append_column("query", self._queries.get(task, pa.nulls(rows.num_rows, pa.string())))
+        for group, rows in enumerate(plans.groups(self._storage, self._facts.run_id, names)):
+            rows = rows.append_column("query", self._queries.get(group, pa.nulls(rows.num_rows, pa.string())))
             wanted = pc.is_in(rows["recording_id"].cast(pa.binary()), value_set=lost)
             found.append(rows.filter(wanted).select(CATALOGUE.names).cast(CATALOGUE))
         return pa.concat_tables(found)
@@ -277,12 +277,6 @@ class _Worker:
 
     def label(self, recording: pa.Table) -> Any:
         yield from self._alone.label(recording)
-
-
-def _queries(tasks: list[int], queries: dict[int, pa.Array]) -> pa.ChunkedArray:
-    return pa.chunked_array(
-        [queries.get(task, pa.nulls(count, pa.string())) for task, count in enumerate(tasks)], pa.string()
-    )
 
 
 def _unsettled(entries: list[dict[str, Any]]) -> list[tuple[int, bool]]:

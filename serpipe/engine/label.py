@@ -219,7 +219,6 @@ def label(
             audio=audio,
             models=fingerprints,
             by_length=cut.by_length,
-            decoders=decoders or 1,
             relabel=relabel,
         )
         asked = {
@@ -254,7 +253,7 @@ def label(
             asked=asked,
             forecast=expected,
         )
-        if not todo.tasks:
+        if not todo.left:
             counts |= _tried(storage, earlier)
             if read.run == run_id or earlier:
                 # The next run finds the catalogue by this record, and need not read the manifest again; and what was
@@ -275,7 +274,7 @@ def label(
         stages = spread.stages(
             references,
             cluster,
-            tasks=len(todo.tasks),
+            todo,
             decoders=decoders,
             own=[pool for pool in pools if pool.partition(":")[0] not in idle],
             segmentation=segmentation,
@@ -285,14 +284,14 @@ def label(
             limits=limits or Limits(),
         )
         record = replace(record, models=fingerprints, asked=asked | {"passports": passports})
-        with _recorded(storage, record), _progress(storage, run_id, todo.work_s) as board:
+        with _recorded(storage, record), _progress(storage, run_id, todo.total_s) as board:
             sink = StoreSink(
                 storage.root,
                 facts,
                 bundle_bytes=spread.bundle_bytes(references, todo, segmentation, embeddings),
                 board=board,
             )
-            source = PlanSource(storage.root, run_id, todo.tasks, todo.queries, remote=todo.remote)
+            source = PlanSource(storage.root, run_id, todo, decoders=stages.decoders)
             pipeline.execute(source, stages, sink, board)
             careful.finish(storage, facts, stages, sink, board, todo.queries, held=held, relabel=relabel)
             held.check()

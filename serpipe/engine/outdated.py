@@ -126,8 +126,8 @@ def _of_other_segments(storage: Storage, today: pa.Table, records: Iterable[str]
     suspects = [_SUSPECTS.empty_table()]
     for run in records:
         planned = [_DIGESTS.empty_table()]
-        for task in plans.tasks(storage, run, ["recording_id", "given"]):
-            mine = task.filter(pa.array(ids.holds(task["recording_id"])))
+        for group in plans.groups(storage, run, ["recording_id", "given"]):
+            mine = group.filter(pa.array(ids.holds(group["recording_id"])))
             planned.append(pa.table([mine["recording_id"], pa.array(digests(mine["given"]))], schema=_DIGESTS))
         then = pa.concat_tables(planned)
         both = then.join(today, "recording_id", right_suffix="_today", join_type="inner", use_threads=False)

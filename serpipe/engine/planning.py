@@ -39,6 +39,11 @@ REHEARSE_S = 120.0
 SEED = 0
 """Of the sample: a plan made twice rehearses the same recordings."""
 
+ONE_AT_A_TIME = (
+    "the rehearsal labels one pack at a time on a GPU and a run two, so that GPU-hours, and what follows, are the most "
+    "that they may be"
+)
+
 SHORTEST_BATCH_S = 60.0
 """Seconds of audio that are decoded in one go at least, as in a run."""
 
@@ -155,7 +160,6 @@ def plan_ahead(
             audio=cut.audio,
             models={model.name: model.fp for model in references},
             by_length=cut.by_length,
-            decoders=decoders or 1,
             relabel=relabel,
             reopened=old.units,
         )
@@ -171,20 +175,18 @@ def plan_ahead(
             done=todo.done,
             failed=len(Store(storage).failing()["recording_id"].unique()),
             bad_rows=read.bad.num_rows,
-            tasks=len(todo.tasks),
+            tasks=0,
             audio_s=forecast.Range(0.0, 0.0, 0.0),
             probed=0,
         )
-        if not todo.tasks:
+        if not todo.left:
             return forecast.nothing_left(found.location, storage.shown, work, cluster)
         idle = {model.name for model in references} - todo.models
         references = [model for model in references if model.name not in idle]
-        left = sample.gather(_tasks(storage, run, todo), seed=SEED)
+        left = sample.gather(_groups(storage, run, todo), seed=SEED)
         before_s = time.monotonic() - began
         sizes = sample.lengths(left, seconds=min(PROBE_S, rehearse_s), seed=SEED)
-        work = replace(work, audio_s=sizes.total_s, probed=sizes.probed)
         asked: dict[str, Any] = {
-            "tasks": len(todo.tasks),
             "decoders": decoders,
             "own": [pool for pool in pools if pool.partition(":")[0] not in idle],
             "segmentation": cut.segmentation,
@@ -194,8 +196,13 @@ def plan_ahead(
             "limits": limits or Limits(),
         }
         # Before the rehearsal: what the cluster cannot carry needs none.
-        stages = _spread(references, cluster, asked)
-        rehearsed, notes = _rehearsed(references, asked, todo, left, sizes, cut, cluster, stages, seconds=rehearse_s)
+        stages = _spread(references, cluster, todo, asked)
+        tasks = len(todo.tasks(stages.decoders))
+        work = replace(work, tasks=tasks, audio_s=sizes.total_s, probed=sizes.probed)
+        rehearsed, notes = _rehearsed(
+            references, asked, todo, left, sizes, cut, cluster, stages, task_s=work.audio_s.value / tasks,
+            seconds=rehearse_s,
+        )  # fmt: skip
         if not all(storage.exists(request.passport(model)) for model in references):
             # A run that issues passports loads its models once before it starts Ray.
             before_s += rehearsed.load_s
@@ -223,6 +230,7 @@ def _rehearsed(
     cluster: forecast.Cluster,
     wanted: Stages,
     *,
+    task_s: float,
     seconds: float,
 ) -> tuple[Rehearsal, list[str]]:
     """Rehearse with as many workers as the run would have on this machine, or on a part of it as large as the cluster.
@@ -234,13 +242,12 @@ def _rehearsed(
 
     here = _here()
     gpus = min(here.gpus, cluster.gpus)
-    stages = _part(references, forecast.Cluster(cpus=min(here.cpus, cluster.cpus), gpus=gpus), asked)
-    usual_s = sizes.total_s.value / max(asked["tasks"], 1)
+    stages = _part(references, forecast.Cluster(cpus=min(here.cpus, cluster.cpus), gpus=gpus), todo, asked)
     batches = sample.batches(
         left,
         sizes,
         # What travels in one pack: never more than a read task, or than a pack may hold.
-        seconds=min(max(usual_s, SHORTEST_BATCH_S), stages.pack_seconds),
+        seconds=min(max(task_s, SHORTEST_BATCH_S), stages.pack_seconds),
         by_length=cut.by_length,
     )
     found = rehearsal.rehearse(
@@ -264,6 +271,8 @@ def _rehearsed(
         # Of a large model where no GPU is: the run's packs are filled further.
         found = replace(found, pack_s=max(found.pack_s, wanted.pack_seconds))
     notes = [] if found.heard else [NOTHING_HEARD]
+    if gpus >= 1:
+        notes.append(ONE_AT_A_TIME)
     if cluster.gpus < 1 or gpus >= 1:
         return found, notes
     assumed = {model.name: forecast.assumed(model.spec.parameters, model.dtype, found.heard) for model in references}
@@ -274,25 +283,29 @@ def _rehearsed(
     return replace(found, models=assumed), [*notes, note]
 
 
-def _spread(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Mapping[str, Any]) -> Stages:
+def _spread(
+    references: Sequence[ModelRef], cluster: forecast.Cluster, todo: plan.Plan, asked: Mapping[str, Any]
+) -> Stages:
     """How a run shares a cluster out; of its object store nothing is known beforehand."""
     from serpipe.engine import cluster as ray_cluster
     from serpipe.engine import spread
 
-    return spread.stages(references, ray_cluster.Cluster(cluster.cpus, cluster.gpus, inf), **asked)
+    return spread.stages(references, ray_cluster.Cluster(cluster.cpus, cluster.gpus, inf), todo, **asked)
 
 
-def _part(references: Sequence[ModelRef], cluster: forecast.Cluster, asked: Mapping[str, Any]) -> Stages:
+def _part(
+    references: Sequence[ModelRef], cluster: forecast.Cluster, todo: plan.Plan, asked: Mapping[str, Any]
+) -> Stages:
     """How this machine stands in for a part of the cluster that was asked for, where that is larger."""
     names = [pool.partition(":")[0] for pool in asked["own"]]
     # As asked; without its numbers of actors; and with all models in one pool, whose pace is told apart all the same.
     for smaller in ({}, {"decoders": None, "own": names}):
         try:
-            return _spread(references, cluster, {**asked, **smaller})
+            return _spread(references, cluster, todo, {**asked, **smaller})
         except UsageError as error:
             if error.code not in {"CLUSTER_TOO_FEW_CPUS", "CLUSTER_TOO_FEW_GPUS"}:
                 raise
-    return _spread(references, cluster, {**asked, "decoders": None, "own": ()})
+    return _spread(references, cluster, todo, {**asked, "decoders": None, "own": ()})
 
 
 def _here() -> forecast.Cluster:
@@ -304,13 +317,13 @@ def _here() -> forecast.Cluster:
     return forecast.Cluster(cpus=float(get_num_cpus()), gpus=gpus_here())
 
 
-def _tasks(storage: Storage, run: str, todo: plan.Plan) -> Iterator[pa.Table]:
+def _groups(storage: Storage, run: str, todo: plan.Plan) -> Iterator[pa.Table]:
     """What is left, as a run would read it, but for what it need not say again of recordings that are known."""
-    for place, task in enumerate(plans.tasks(storage, run)):
-        query = todo.queries.get(place, pa.nulls(task.num_rows, pa.string()))
-        known = task.schema.get_field_index("known")
-        task = task.set_column(known, task.schema.field(known), pa.array([False] * task.num_rows))
-        yield task.append_column("query", query)
+    for place, group in enumerate(plans.groups(storage, run)):
+        query = todo.queries.get(place, pa.nulls(group.num_rows, pa.string()))
+        known = group.schema.get_field_index("known")
+        group = group.set_column(known, group.schema.field(known), pa.array([False] * group.num_rows))
+        yield group.append_column("query", query)
 
 
 def _pool(pool: Pool) -> forecast.Pool:

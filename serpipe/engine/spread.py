@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 from serpipe.audio.child import Limits
@@ -38,8 +39,8 @@ SPEECH_SEGMENT_S = 5.0
 def stages(
     models: Sequence[ModelRef],
     cluster: Cluster,
+    todo: Plan,
     *,
-    tasks: int,
     decoders: int | None,
     own: Sequence[str],
     segmentation: str,
@@ -53,7 +54,8 @@ def stages(
     Args:
         models: what is run; those without a pool of their own share one.
         cluster: what there is.
-        tasks: read tasks of the plan; no more actors than these are started.
+        todo: what is left; no more decoders are started than read tasks can be made of it, no more actors of a pool
+            than packs.
         decoders: decode actors; chosen when None.
         own: `NAME` or `NAME:ACTORS` of models with a pool of their own.
         segmentation: how recordings are cut.
@@ -72,10 +74,11 @@ def stages(
         groups.append((shared, None))
     gpu = cluster.gpus >= 1
     small = all(model.spec.parameters < SMALL_PARAMETERS for model in models)
-    if gpu or small:
-        decoders, counts = _decoding(groups, cluster, decoders, tasks)
-    else:
-        decoders, counts = _labelling(groups, cluster, decoders, tasks)
+    pack_seconds = float(UNIT_S) if gpu or small else LARGE_PACK_S
+    # A read task ends its last pack, however short.
+    packs = max(len(todo.groups), ceil(todo.total_s / pack_seconds))
+    share_out = _decoding if gpu or small else _labelling
+    decoders, counts = share_out(groups, cluster, decoders, tasks=len(todo.groups), packs=packs)
     light, busy = (0 if gpu else sum(counts), decoders) if gpu or small else (decoders, sum(counts))
     busy_cpus = preflight.BUSY_CPUS
     if decoders == 1 and set(counts) == {1}:
@@ -87,7 +90,6 @@ def stages(
         else Pool(models=hosted, actors=actors, cores=1, cpus=pool_cpus, gpus=0.0)
         for (hosted, _), actors in zip(groups, counts, strict=True)
     )
-    pack_seconds = float(UNIT_S) if gpu or small else LARGE_PACK_S
     need = preflight.Need(
         cpus=decoders * decoder_cpus + sum(pool.actors * pool.cpus for pool in pools),
         gpus=sum(pool.actors * pool.gpus for pool in pools),
@@ -113,7 +115,9 @@ Groups = Sequence[tuple[tuple[ModelRef, ...], int | None]]
 """Models that share a pool, and how many actors of it were asked for."""
 
 
-def _decoding(groups: Groups, cluster: Cluster, decoders: int | None, tasks: int) -> tuple[int, list[int]]:
+def _decoding(
+    groups: Groups, cluster: Cluster, decoders: int | None, *, tasks: int, packs: int
+) -> tuple[int, list[int]]:
     """Decoders and actors of each group where decoding keeps the cores busy: beside GPUs, or with small models."""
     if cluster.gpus >= 1:
         devices = int(cluster.gpus)
@@ -121,28 +125,30 @@ def _decoding(groups: Groups, cluster: Cluster, decoders: int | None, tasks: int
         devices = int(cluster.cpus) // CORES_PER_SMALL
         if decoders is not None:
             devices = min(devices, preflight.light_actors(decoders, cpus=cluster.cpus))
-    counts = _shares(groups, devices, tasks)
+    counts = _shares(groups, devices, packs)
     if decoders is None:
         light = 0 if cluster.gpus >= 1 else sum(counts)
         decoders = max(1, min(int(cluster.cpus), preflight.busy_actors(light, cpus=cluster.cpus), tasks))
     return decoders, counts
 
 
-def _labelling(groups: Groups, cluster: Cluster, decoders: int | None, tasks: int) -> tuple[int, list[int]]:
+def _labelling(
+    groups: Groups, cluster: Cluster, decoders: int | None, *, tasks: int, packs: int
+) -> tuple[int, list[int]]:
     """Decoders and actors of each group where networks keep the cores busy."""
     cores = int(cluster.cpus)
     if decoders is None:
         asked = sum(actors or 0 for _, actors in groups)
         beside = preflight.light_actors(asked, cpus=cluster.cpus)
         decoders = max(1, min(cores // CORES_PER_DECODER, beside, tasks))
-    return decoders, _shares(groups, min(cores, preflight.busy_actors(decoders, cpus=cluster.cpus)), tasks)
+    return decoders, _shares(groups, min(cores, preflight.busy_actors(decoders, cpus=cluster.cpus)), packs)
 
 
-def _shares(groups: Groups, devices: int, tasks: int) -> list[int]:
+def _shares(groups: Groups, devices: int, packs: int) -> list[int]:
     """Actors of each group: as many as were asked for, the others what is left in equal parts."""
     spare = devices - sum(actors or 0 for _, actors in groups)
     undecided = sum(1 for _, actors in groups if actors is None)
-    return [min(max(1, spare // undecided), tasks) if actors is None else actors for _, actors in groups]
+    return [min(max(1, spare // undecided), packs) if actors is None else actors for _, actors in groups]
 
 
 def _own_pools(models: Sequence[ModelRef], own: Sequence[str]) -> dict[str, int | None]:
@@ -171,10 +177,10 @@ def bundle_bytes(models: Sequence[ModelRef], todo: Plan, segmentation: str, embe
     elif cut.kind == "vad":
         each = length = SPEECH_SEGMENT_S
     else:
-        each = length = max(todo.work_s / max(todo.left, 1), 1.0)
+        each = length = max(todo.total_s / max(todo.left, 1), 1.0)
     least = min(max(1800 / each, 100), 600)
     most = max(5 * 3600 / each, least)
-    segments = min(max(todo.work_s / each / 50, least), most)
+    segments = min(max(todo.total_s / each / 50, least), most)
     return round(segments * (SEGMENT_BYTES + sum(_row_bytes(model, length, embeddings) for model in models)))
 
 

@@ -64,8 +64,8 @@ def together(storage: Storage, tries: Sequence[str]) -> Together:
         [
             chunk
             for run in tries
-            for task in plans.tasks(storage, run, ["recording_id"])
-            for chunk in task["recording_id"].chunks
+            for group in plans.groups(storage, run, ["recording_id"])
+            for chunk in group["recording_id"].chunks
         ],
         schemas.QUARANTINE.field("recording_id").type,
     ).unique()

@@ -1,9 +1,10 @@
-"""Frozen plans: pieces of Parquet, in them a row group for each read task."""
+"""Frozen plans: pieces of Parquet, in them row groups, of which a read task takes one or several."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,13 +34,13 @@ PLAN = pa.schema(
         pa.field("work_s", pa.float64()),  # seconds it is thought to last; balances work, cuts nothing
     ]
 )
-"""One row per recording with work left; a row group is a read task."""
+"""One row per recording with work left."""
 
 WORK = pa.schema([*PLAN, pa.field("query", pa.string())])
 """The same with what must not be stored."""
 
-TASKS_PER_PIECE = 200
-"""Who reads a task reads the footer of its piece, which has a kilobyte or two for each row group."""
+GROUPS_PER_PIECE = 200
+"""Who reads a row group reads the footer of its piece, which has a kilobyte or two for each."""
 
 
 class Writer:
@@ -50,67 +51,70 @@ class Writer:
         run: the run.
 
     Attributes:
-        tasks: number of recordings of each read task.
-        queries: signed queries by task, for those that have any; in memory only.
-        work_s: seconds of audio of all.
+        groups: number of recordings of each row group.
+        work_s: seconds of audio that each row group is thought to hold.
+        queries: signed queries by row group, for those that have any; in memory only.
     """
 
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage, self._run = storage, run
         self._sink = io.BytesIO()
         self._piece: pq.ParquetWriter | None = None
-        self.tasks: list[int] = []
+        self.groups: list[int] = []
+        self.work_s: list[float] = []
         self.queries: dict[int, pa.Array] = {}
-        self.work_s = 0.0
 
     def add(self, rows: pa.Table, sizes: Sequence[int]) -> None:
-        """Append read tasks.
+        """Append row groups.
 
         Args:
             rows: of `WORK`, in order.
-            sizes: how many rows each task takes.
+            sizes: how many rows each group takes.
         """
         start = 0
         for size in sizes:
-            task = rows.slice(start, size).combine_chunks()
+            group = rows.slice(start, size).combine_chunks()
             start += size
-            if task["query"].null_count < size:
-                self.queries[len(self.tasks)] = task["query"].combine_chunks()
+            if group["query"].null_count < size:
+                self.queries[len(self.groups)] = group["query"].combine_chunks()
             if self._piece is None:
                 self._piece = pq.ParquetWriter(self._sink, PLAN, compression="zstd")
-            self._piece.write_table(task.select(PLAN.names), row_group_size=size)
-            self.tasks.append(size)
-            self.work_s += float(pc.sum(task["work_s"]).as_py() or 0.0)
-            if len(self.tasks) % TASKS_PER_PIECE == 0:
+            self._piece.write_table(group.select(PLAN.names), row_group_size=size)
+            self.groups.append(size)
+            self.work_s.append(float(pc.sum(group["work_s"]).as_py() or 0.0))
+            if len(self.groups) % GROUPS_PER_PIECE == 0:
                 self._end_piece()
 
     def end(self) -> None:
-        """Write what is left; a plan without a task leaves nothing."""
+        """Write what is left; a plan without a row leaves nothing."""
         if self._piece is not None:
             self._end_piece()
 
     def _end_piece(self) -> None:
         assert self._piece is not None
         self._piece.close()
-        place = (len(self.tasks) - 1) // TASKS_PER_PIECE
+        place = (len(self.groups) - 1) // GROUPS_PER_PIECE
         self._storage.put(layout.plan(self._run, place), self._sink.getvalue())
         self._sink, self._piece = io.BytesIO(), None
 
 
-def read_task(storage: Storage, run: str, task: int) -> pa.Table:
-    """The recordings of one read task."""
-    piece, group = divmod(task, TASKS_PER_PIECE)
-    name = layout.plan(run, piece)
+def read(storage: Storage, run: str, groups: range) -> pa.Table:
+    """The recordings of neighbouring row groups, in order."""
+    tables = []
+    for piece, inside in groupby(groups, key=lambda group: group // GROUPS_PER_PIECE):
+        wanted = [group % GROUPS_PER_PIECE for group in inside]
+        name = layout.plan(run, piece)
 
-    def rows() -> pa.Table:
-        with storage.fs.open(storage.path(name), "rb") as file, parquet.damage_told(storage, name):
-            return pq.ParquetFile(file).read_row_group(group)
+        def rows(name: str = name, wanted: list[int] = wanted) -> pa.Table:
+            with storage.fs.open(storage.path(name), "rb") as file, parquet.damage_told(storage, name):
+                return pq.ParquetFile(file).read_row_groups(wanted)
 
-    return storage.carefully(name, rows)
+        tables.append(storage.carefully(name, rows))
+    return pa.concat_tables(tables)
 
 
-def tasks(storage: Storage, run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The recordings of each read task, in order; memory holds one piece.
+def groups(storage: Storage, run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The recordings of each row group, in order; memory holds one piece.
 
     Args:
         storage: the store.

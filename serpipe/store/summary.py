@@ -196,7 +196,7 @@ def _left(
     work = pa.concat_tables(
         table
         for other in together.values()
-        for table in plans.tasks(store.storage, other.run_id, ["recording_id", "work_s", "kept"])
+        for table in plans.groups(store.storage, other.run_id, ["recording_id", "work_s", "kept"])
     )
     kept = work["kept"].to_pylist()
     events = failing.filter(pc.not_equal(failing["stage"], "manifest"))["recording_id"].unique()

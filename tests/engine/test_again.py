@@ -53,9 +53,7 @@ class Archive:
     def night(self, run: str, *names: str, transient: bool = True, **told: Any) -> None:
         asked = {"asked": FACTS, "models": {"m": "f"}, "audio": AUDIO} | told
         read = self.listed(*names)
-        plan.make_plan(
-            self.storage, run, read.parts, audio=asked["audio"], models=asked["models"], by_length=False, decoders=1
-        )
+        plan.make_plan(self.storage, run, read.parts, audio=asked["audio"], models=asked["models"], by_length=False)
         runs.finish(self.storage, runs.Run(run_id=run, **asked))
         recordings = pa.concat_tables([part() for part in read.parts])
         count = recordings.num_rows

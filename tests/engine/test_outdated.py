@@ -55,7 +55,7 @@ class Nights:
     def night(self, run: str, recordings: pa.Table, settles: Sequence[int], **told: Any) -> None:
         models, status = told.get("models", {MODEL.name: MODEL.fp}), told.get("status", "labelled")
         wanted = {"audio": CUT.audio, "models": models}
-        plan.make_plan(self.storage, run, [lambda: recordings], **wanted, by_length=True, decoders=1)
+        plan.make_plan(self.storage, run, [lambda: recordings], **wanted, by_length=True)
         asked = {"embeddings": told.get("embeddings", "utterance")}
         runs.finish(self.storage, runs.Run(run_id=run, asked=asked, **wanted))
         rows = [

@@ -67,7 +67,8 @@ def test_the_command_speaks_json_and_assumes_gpus_aloud(tmp_path: Path) -> None:
     assert told["gpu_hours"] > 0
     assert told["cores_per_gpu"] > 0
     if told["rehearsal"]["models"]["embedded"]["where"] == "assumed":
-        assert "not rehearsed" in told["notes"][-1]
+        assert any("not rehearsed" in note for note in told["notes"])
+        assert "what the CPUs cost is not in the cost; --price-cpu-hour adds it" in told["notes"]
 
 
 def test_each_pool_is_rehearsed_with_its_own_models_alone(tmp_path: Path) -> None:

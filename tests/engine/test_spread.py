@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,9 +17,11 @@ from serpipe.engine import spread
 from serpipe.engine.cluster import Cluster
 from serpipe.engine.pipeline import Stages
 from serpipe.errors import UsageError
+from serpipe.manifest.schemas import RECORDINGS
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.pack import rows_of
-from serpipe.plan import Plan
+from serpipe.plan import Plan, make_plan
+from serpipe.store.storage import Storage
 from serpipe.testing import write_speech
 
 OURS = resolve("embedded")
@@ -34,12 +37,13 @@ def spread_over(
     cluster: Cluster,
     *,
     tasks: int = 1000,
+    todo: Plan | None = None,
     decoders: int | None = None,
     own: tuple[str, ...] = (),
 ) -> Stages:
     return spread.stages(
-        wanted, cluster, tasks=tasks, decoders=decoders, own=own, segmentation="window:6/3", channels="mix",
-        speech=True, embeddings="utterance", limits=Limits(),
+        wanted, cluster, todo or plan_of(tasks / 60, tasks), decoders=decoders, own=own, segmentation="window:6/3",
+        channels="mix", speech=True, embeddings="utterance", limits=Limits(),
     )  # fmt: skip
 
 
@@ -90,7 +94,9 @@ def test_every_cluster_carries_it_or_a_sentence_says_why_not(
     assert stages.decoders == decoders if decoders else 1 <= stages.decoders <= tasks
     for pool in stages.pools:
         given_actors = dict(pools).get(pool.models[0].name) if len(pool.models) == 1 else None
-        assert pool.actors == given_actors if given_actors else 1 <= pool.actors <= tasks
+        # A read task of a minute makes three packs of a large model.
+        packs = 3 * tasks if large and not gpus else tasks
+        assert pool.actors == given_actors if given_actors else 1 <= pool.actors <= packs
         assert (pool.gpus, pool.cores) == ((1.0, 0) if gpus else (0.0, 1))
 
 
@@ -125,6 +131,32 @@ def test_no_more_actors_than_tasks() -> None:
     assert (stages.decoders, stages.pools[0].actors) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("recordings", "length", "cluster", "large", "expected"),
+    [
+        (1440, 5.0, Cluster(64, 0, 1 << 40), True, (8, 64)),  # two hours of clips
+        (20, 1800.0, Cluster(128, 8, 1 << 40), True, (20, 8)),  # ten hours of podcasts
+        (1, 36_000.0, Cluster(128, 8, 1 << 40), True, (1, 8)),  # the same in one file
+        (4, 25.0, Cluster(128, 8, 1 << 40), True, (2, 2)),
+    ],
+)
+def test_what_there_is_to_do_decides_how_many_work(
+    recordings: int, length: float, cluster: Cluster, large: bool, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    """As planned before anybody knows the cluster."""
+    rows = [
+        {"recording_id": i.to_bytes(16), "uri": f"/{i:06d}.wav", "claimed_s": length, "meta": [], "given": []}
+        for i in range(recordings)
+    ]
+    todo = make_plan(
+        Storage(str(tmp_path)), "R1", [lambda: pa.Table.from_pylist(rows, schema=RECORDINGS)],
+        audio="a", models={"m": "f"}, by_length=True,
+    )  # fmt: skip
+    stages = spread_over(models(1, large=large), cluster, todo=todo)
+    assert (stages.decoders, stages.pools[0].actors) == expected
+    assert stages.decoders <= len(todo.tasks(stages.decoders))
+
+
 @pytest.mark.parametrize("text", ["nobody", "model-0:0", "model-0:x", "model-0:-1", ""])
 def test_a_pool_of_nobody_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"POOL_UNKNOWN: --pool .* use NAME or NAME:ACTORS with one of model-0"):
@@ -139,7 +171,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(hours: float, recordings: int = 24) -> Plan:
-    return Plan(tasks=[1] * recordings, queries={}, work_s=hours * 3600, left=recordings, done=0)
+    each = hours * 3600 / recordings
+    return Plan(groups=[1] * recordings, work_s=[each] * recordings, queries={}, left=recordings, done=0)
 
 
 @pytest.mark.parametrize("segmentation", ["window:6/3", "window:6/6"])
@@ -181,7 +214,7 @@ def test_rows_of_several_models_weigh_what_is_reckoned(recordings: Path, count: 
 @given(hours=st.floats(0.01, 1e6), count=st.integers(1, 10**6), kind=st.sampled_from(["vad", "window:6/3", "given"]))
 def test_a_bundle_is_a_fiftieth_within_bounds(hours: float, count: int, kind: str) -> None:
     one = spread.bundle_bytes([OURS], plan_of(1e-9, 1), "window:6/3", "utterance") / 600
-    segments = spread.bundle_bytes([OURS], Plan([1], {}, hours * 3600, count, 0), kind, "utterance") / one
+    segments = spread.bundle_bytes([OURS], Plan([1], [hours * 3600], {}, count, 0), kind, "utterance") / one
     each = {"vad": 5.0, "window:6/3": 3.0, "given": max(hours * 3600 / count, 1.0)}[kind]
     assert segments >= 99
     fair = hours * 3600 / each / 50

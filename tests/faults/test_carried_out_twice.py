@@ -39,9 +39,9 @@ def tries(
     """Both tries at the one commit of a run that goes on meanwhile."""
     version.check(storage)
     run, one = run or runs.new_run_id(), archive(first, others, models)
-    plan.make_plan(storage, run, [one.catalogue], audio="a1", models=one.models, by_length=False, decoders=1)
+    plan.make_plan(storage, run, [one.catalogue], audio="a1", models=one.models, by_length=False)
     runs.save(storage, runs.Run(run_id=run, started=runs.now(), audio="a1", models=one.models))
-    rows = pa.concat_tables(plans.tasks(storage, run))
+    rows = pa.concat_tables(plans.groups(storage, run))
     facts = RunFacts(run_id=run, audio="a1", models=one.models)
     for world in (one, archive(then, others, models)):
         (ready,) = world.commits(facts, rows)

@@ -107,16 +107,15 @@ class World:
                 audio=self.audio,
                 models=self.models,
                 by_length=False,
-                decoders=1,
                 **options,
             )
-            if not todo.tasks:
+            if not todo.left:
                 return todo
             models = {model: fp for model, fp in self.models.items() if model in todo.models}
             told = "" if shard is None else str(shard)
             record = runs.Run(run_id=run, started=runs.now(), shard=told, audio=self.audio, models=models)
             runs.save(storage, record)
-            rows = pa.concat_tables(plans.tasks(storage, run))
+            rows = pa.concat_tables(plans.groups(storage, run))
             for ready in self.commits(RunFacts(run_id=run, audio=self.audio, models=models), rows):
                 commit.write(storage, ready, guard=lease.check)
             assert not self.lost(plan.missing(storage, run, audio=self.audio, models=models))

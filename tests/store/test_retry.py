@@ -30,7 +30,7 @@ def test_a_recording_that_breaks_off_is_tried_from_there(monkeypatch: pytest.Mon
     world, storage = small(), memory()
     world.label(storage)
     assert codes(storage) == ["READ_FAILED"]
-    assert not world.label(storage).tasks, "what failed for good is settled"
+    assert not world.label(storage).left, "what failed for good is settled"
     done = retry(Store(storage))
     assert (done.codes, done.recordings, done.units) == ({"READ_FAILED": 1}, 1, 1)
     assert codes(storage) == ["READ_FAILED"], "until it is tried"

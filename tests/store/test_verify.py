@@ -269,9 +269,9 @@ def world_rows(world: World) -> list[pa.Table]:
     fresh = memory()
     version.check(fresh)
     plan.make_plan(
-        fresh, "R", [world.catalogue], audio="a1", models={"m1": "f1"}, by_length=False, decoders=1
+        fresh, "R", [world.catalogue], audio="a1", models={"m1": "f1"}, by_length=False
     )  # fmt: skip
-    return list(plans.tasks(fresh, "R"))
+    return list(plans.groups(fresh, "R"))
 
 
 def test_a_ledger_that_differs_from_the_footers_follows_them() -> None:
