@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,11 @@ LONGEST_SEGMENT_S = 900
 
 _UNIT = UNIT_S * SAMPLE_RATE
 _LONGEST = LONGEST_SEGMENT_S * SAMPLE_RATE
+
+
+LeftOut = Literal["outside", "channel", "twice"]
+"""Why a given segment is none of the recording's: that has no sample of it, or no such channel, or another given
+segment holds the very same samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,15 @@ class _Channel:
     """One channel's samples and speech, kept only as far back as a segment can still reach."""
 
     def __init__(
-        self, segmentation: Segmentation, given: Sequence[GivenSegment], mine: list[int], *, speech: bool
+        self, segmentation: Segmentation, given: Sequence[GivenSegment] | None, mine: list[int], *, speech: bool
     ) -> None:
         self._given = mine
+        self._cut: set[tuple[int, int]] = set()
+        self.twice: list[int] = []
         # Without segments of its own a recording is one whole; a channel that the manifest passes over is not.
         self.segmenter = (
-            segmentation.segmenter([given[i] for i in mine])
-            if mine or not given or segmentation.kind != "given"
+            segmentation.segmenter([given[i] for i in mine] if given else ())
+            if mine or given is None or segmentation.kind != "given"
             else NoSegments()
         )
         self._detector = SpeechDetector() if speech else None
@@ -116,7 +124,7 @@ class _Channel:
         self._frontier += len(samples)
         new = self._detector.push(samples) if self._detector else np.zeros(0, np.float32)
         self._speech = np.concatenate([self._speech, new])
-        self._waiting.extend(self.segmenter.advance(self._frontier, new))
+        self._waiting.extend(self._once(self.segmenter.advance(self._frontier, new)))
         ready = self._ready(last=False)
         self._forget()
         if self._frontier - self.segmenter.keep_from > _LONGEST + _UNIT:
@@ -129,7 +137,7 @@ class _Channel:
     def finish(self) -> list[tuple[Segment, NDArray[np.float32], Quality]]:
         new = self._detector.finish() if self._detector else np.zeros(0, np.float32)
         self._speech = np.concatenate([self._speech, new])
-        self._waiting.extend(self.segmenter.finish(self._frontier, new))
+        self._waiting.extend(self._once(self.segmenter.finish(self._frontier, new)))
         return self._ready(last=True)
 
     @property
@@ -137,13 +145,22 @@ class _Channel:
         """Indices of given segments that lie beyond the end; known once finished."""
         return [self._given[i] for i in self.segmenter.outside]
 
+    def _once(self, segments: Iterable[Segment]) -> Iterator[Segment]:
+        """Segments without those that hold the same samples as one before: rounded or clipped, times become alike."""
+        for segment in segments:
+            if segment.given is None:
+                yield segment
+            elif (segment.start, segment.end) in self._cut:
+                self.twice.append(self._given[segment.given])
+            else:
+                self._cut.add((segment.start, segment.end))
+                yield replace(segment, given=self._given[segment.given])
+
     def _ready(self, *, last: bool) -> list[tuple[Segment, NDArray[np.float32], Quality]]:
         heard = (self._speech_base + len(self._speech)) * FRAME
         ready = []
         while self._waiting and (last or self._detector is None or self._waiting[0].end <= heard):
             segment = self._waiting.popleft()
-            if segment.given is not None:
-                segment = replace(segment, given=self._given[segment.given])
             samples = self._extract(segment.start, segment.end)
             ready.append((segment, samples, measure(samples, self._speech_of(segment))))
         return ready
@@ -181,9 +198,9 @@ def units_of(
     *,
     channels: int,
     segmentation: Segmentation,
-    given: Sequence[GivenSegment] = (),
+    given: Sequence[GivenSegment] | None = None,
     speech: bool = True,
-    outside: list[int] | None = None,
+    left_out: dict[int, LeftOut] | None = None,
 ) -> Iterator[Unit]:
     """Cut a decoded recording into segments and units, holding only what a segment can still reach.
 
@@ -191,9 +208,9 @@ def units_of(
         blocks: float32 (channels, n) at 16 kHz, in order.
         channels: number of channels in the blocks.
         segmentation: how to cut.
-        given: the manifest's segments, for `given`.
+        given: the manifest's segments, for `given`; None where it has none of this recording, which then is one whole.
         speech: whether to run voice detection, for the speech share of each segment; `vad` always runs it.
-        outside: receives the indices of given segments that lie beyond the end of the recording.
+        left_out: receives the places of given segments that no unit holds, and why.
 
     Yields:
         Units in order of their number, stretches without a segment included. The last one is final. A recording
@@ -215,11 +232,13 @@ def units_of(
         _Channel(
             segmentation,
             given,
-            [i for i, g in enumerate(given) if channels == 1 or g.channel in (None, channel)],
+            [i for i, g in enumerate(given or ()) if g.channel in (None, channel)],
             speech=speech,
         )
         for channel in range(channels)
     ]
+    found: dict[int, LeftOut] = {} if left_out is None else left_out
+    found |= {i: "channel" for i, g in enumerate(given or ()) if g.channel is not None and g.channel >= channels}
     open_units: dict[int, Unit] = {}
     stretch = 0
     total = 0
@@ -247,8 +266,8 @@ def units_of(
     for channel, stream in enumerate(streams):
         for ready in stream.finish():
             place(channel, *ready)
-        if outside is not None:
-            outside.extend(i for i in stream.outside if i not in outside)
+        found.update(dict.fromkeys(stream.twice, "twice"))
+        found.update(dict.fromkeys(stream.outside, "outside"))
     last = (total - 1) // _UNIT * channels + channels - 1
     for number in range(stretch * channels, last + 1):
         unit = close(number)

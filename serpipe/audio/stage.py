@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from serpipe.audio.ahead import Copy, one_ahead
 from serpipe.audio.child import ChildDecoder, ChildDecoding, Limits
 from serpipe.audio.decode import DECODER_EPOCH, Channels
 from serpipe.audio.packing import PackBuilder
-from serpipe.audio.recording import LONGEST_SEGMENT_S, UNIT_S, Clip, Unit, units_of
+from serpipe.audio.recording import LONGEST_SEGMENT_S, UNIT_S, Clip, LeftOut, Unit, units_of
 from serpipe.audio.segment import GivenSegment, parse_segmentation
 from serpipe.audio.verdict import verdict
 from serpipe.errors import AudioError
@@ -128,18 +128,18 @@ class Decode:
     def _recording(self, row: dict[str, Any], copy: Copy, builder: PackBuilder) -> Iterator[pa.Table]:
         job = _Job(row, self._models, self._audio)
         try:
-            given = job.given(builder)
+            given = job.given(builder, split=self._channels == "split")
             with copy as path, self._turn:
                 messages = self._decoder.messages
                 decoding = self._decoder.decode(path, self._channels)
-                outside: list[int] = []
+                left_out: dict[int, LeftOut] = {}
                 for unit in units_of(
                     job.listen(decoding),
                     channels=decoding.channels,
                     segmentation=self._segmentation,
                     given=given,
                     speech=self._speech,
-                    outside=outside,
+                    left_out=left_out,
                 ):
                     if builder.would_burst(unit):
                         yield from builder.flush()
@@ -149,7 +149,7 @@ class Decode:
                         yield from builder.flush()
                 if not decoding.outcome.samples:
                     raise AudioError("AUDIO_UNDECODABLE", "nothing in the file decodes (no samples)")
-                job.end(builder, decoding, outside, self._decoder.messages - messages, in_part=copy.in_part)
+                job.end(builder, decoding, left_out, self._decoder.messages - messages, in_part=copy.in_part)
         except AudioError as error:
             job.failed(builder, error)
         except Exception as error:
@@ -181,8 +181,15 @@ class _Job:
         self._peak = 0.0
         self._given: list[dict[str, Any]] = row.get("given") or []
 
-    def given(self, builder: PackBuilder) -> Sequence[GivenSegment]:
-        """The manifest's segments, those that no memory should hold left out with a reason."""
+    def given(self, builder: PackBuilder, *, split: bool) -> Sequence[GivenSegment] | None:
+        """The manifest's segments, those that no memory should hold left out with a reason; None where it has none.
+
+        Args:
+            builder: is told the reasons.
+            split: whether channels are told apart; else every segment is of the one that is labelled.
+        """
+        if not self._given:
+            return None
         kept = []
         for entry in self._given:
             if entry["end_s"] is not None and entry["end_s"] - entry["start_s"] > LONGEST_SEGMENT_S:
@@ -190,11 +197,12 @@ class _Job:
                     "SEGMENT_TOO_LONG", f"a given segment is longer than {LONGEST_SEGMENT_S // 60} minutes"
                 )
                 if 0 not in self._logged:
-                    builder.add_failure(self._failure(error, "segment", start_s=entry["start_s"], end_s=entry["end_s"]))
+                    where = {"unit": 0, "start_s": entry["start_s"], "end_s": entry["end_s"]}
+                    builder.add_failure(self._failure(error, "segment", **where))
             else:
                 kept.append(entry)
         self._given = kept
-        return [GivenSegment(entry["start_s"], entry["end_s"], entry["channel"]) for entry in kept]
+        return [GivenSegment(entry["start_s"], entry["end_s"], entry["channel"] if split else None) for entry in kept]
 
     def listen(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """Passes blocks on and remembers how loud the recording gets."""
@@ -227,15 +235,29 @@ class _Job:
                 )
 
     def end(
-        self, builder: PackBuilder, decoding: ChildDecoding, outside: list[int], messages: int, *, in_part: bool
+        self,
+        builder: PackBuilder,
+        decoding: ChildDecoding,
+        left_out: Mapping[int, LeftOut],
+        messages: int,
+        *,
+        in_part: bool,
     ) -> None:
         outcome, header = decoding.outcome, decoding.header
-        for index in outside if self._next - 1 not in self._logged else ():
+        for index, why in sorted(left_out.items()) if self._next - 1 not in self._logged else ():
             entry = self._given[index]
-            error = AudioError(
-                "SEGMENT_OUTSIDE",
-                f"it starts at {entry['start_s']:.2f} s, the recording ends at {outcome.duration_s:.2f} s",
-            )
+            match why:
+                case "outside":
+                    said = f"it starts at {entry['start_s']:.2f} s, the recording ends at {outcome.duration_s:.2f} s"
+                    error = AudioError("SEGMENT_OUTSIDE", said)
+                case "channel":
+                    said = (
+                        f"it is of channel {entry['channel']}, counted from 0, and the recording has {header.channels}"
+                    )
+                    error = AudioError("SEGMENT_NO_CHANNEL", said)
+                case "twice":
+                    said = "another given segment holds the very same samples, and is labelled"
+                    error = AudioError("SEGMENT_TWICE", said)
             where = {"unit": self._next - 1, "start_s": entry["start_s"], "end_s": entry["end_s"]}
             builder.add_failure(self._failure(error, "segment", **where))
         if self._row.get("known"):

@@ -103,36 +103,41 @@ def decoded(path: Path, container: str) -> list[tuple[int, NDArray[np.floating[A
 
 
 def segments_of(
-    segmentation: Segmentation, given: Sequence[GivenSegment], samples: Samples
-) -> tuple[list[list[Segment]], list[int], list[Samples]]:
+    segmentation: Segmentation, given: Sequence[GivenSegment] | None, samples: Samples
+) -> tuple[list[list[Segment]], dict[int, str], list[Samples]]:
     """What a recording held in memory is cut into, in one call.
 
     Args:
         segmentation: how to cut.
-        given: the manifest's segments.
+        given: the manifest's segments; None where it has none.
         samples: float32 (channels, n).
 
     Returns:
-        Each channel's segments by start, end and place; places of given segments outside; each channel's speech
-        probabilities, where the segmentation needs them.
+        Each channel's segments by start, end and place; places of given segments that are none of them, and why; each
+        channel's speech probabilities, where the segmentation needs them.
     """
-    channels, outside, speech = [], set(), []
+    channels, speech = [], []
+    left_out = {i: "channel" for i, one in enumerate(given or ()) if (one.channel or 0) >= len(samples)}
     for channel, whole_channel in enumerate(samples):
-        mine = [i for i, one in enumerate(given) if len(samples) == 1 or one.channel in (None, channel)]
+        mine = [i for i, one in enumerate(given or ()) if one.channel in (None, channel)]
         heard = np.zeros(0, np.float32)
         if segmentation.needs_speech:
             detector = SpeechDetector()
             heard = np.concatenate([detector.push(whole_channel), detector.finish()])
         speech.append(heard)
-        passed_over = segmentation.kind == "given" and given and not mine
-        segmenter = NoSegments() if passed_over else segmentation.segmenter([given[i] for i in mine])
-        found = [
-            Segment(one.start, one.end, one.short, None if one.given is None else mine[one.given])
-            for one in segmenter.finish(samples.shape[1], heard)
-        ]
-        channels.append(sorted(found, key=place))
-        outside |= {mine[i] for i in segmenter.outside}
-    return channels, sorted(outside), speech
+        passed_over = segmentation.kind == "given" and given is not None and not mine
+        segmenter = NoSegments() if passed_over else segmentation.segmenter([given[i] for i in mine] if given else [])
+        found: dict[tuple[int, int], Segment] = {}
+        for one in segmenter.finish(samples.shape[1], heard):
+            number = None if one.given is None else mine[one.given]
+            # Of those that are alike in samples the one that ended first in the manifest, then the first of it, stays.
+            if number is not None and (one.start, one.end) in found:
+                left_out[number] = "twice"
+            else:
+                found[one.start, one.end] = Segment(one.start, one.end, one.short, number)
+        channels.append(sorted(found.values(), key=place))
+        left_out |= {mine[i]: "outside" for i in segmenter.outside}
+    return channels, left_out, speech
 
 
 def place(segment: Segment) -> tuple[int, int, int]:

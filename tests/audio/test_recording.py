@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serpipe.audio import recording
 from serpipe.audio.quality import measure
-from serpipe.audio.recording import Unit, units_of
+from serpipe.audio.recording import LeftOut, Unit, units_of
 from serpipe.audio.segment import GivenSegment, Segment, parse_segmentation
 from serpipe.audio.speech import FRAME
 from serpipe.errors import AudioError
@@ -98,7 +98,7 @@ totals_ = st.integers(1, 60 * SECOND) | st.integers(1, 12).map(lambda n: n * STR
 @example(text="whole", channels=2, total=STRETCH + 1, sizes=[1_600])
 def test_blocks_cannot_be_seen(text: str, channels: int, total: int, sizes: list[int]) -> None:
     samples, segmentation = NOISE[:channels, :total], parse_segmentation(text)
-    segments, _, _ = segments_of(segmentation, [], samples)
+    segments, _, _ = segments_of(segmentation, None, samples)
     units = list(units_of(blocks_of(samples, sizes), channels=channels, segmentation=segmentation, speech=False))
     check(units, samples, segments)
 
@@ -114,12 +114,17 @@ given_ = st.lists(
 @example([GivenSegment(1.0, 9.0, None), GivenSegment(2.0, 3.0, None), GivenSegment(2.5, 8.0, None)], 1, 160_000, [99])
 @example([GivenSegment(1.0, 2.0, None), GivenSegment(2.0, 3.0, None), GivenSegment(50, 60, None)], 2, 960_000, [9_999])
 @example([GivenSegment(0.0, 5.0, 0), GivenSegment(4.0, None, 1)], 2, 20 * SECOND, [SECOND])
+@example(
+    [GivenSegment(5.0, 8.0, 0), GivenSegment(5.0, 12.0, 0), GivenSegment(5.0, None, None)], 2, 8 * SECOND, [SECOND]
+)
+@example([GivenSegment(0.1, 2.0, None), GivenSegment(0.10001, 2.0, None)], 1, 8 * SECOND, [SECOND])
+@example([GivenSegment(1.0, 2.0, 1)], 1, 8 * SECOND, [SECOND])
 def test_given_segments_travel_as_they_are(
     given_: list[GivenSegment], channels: int, total: int, sizes: list[int]
 ) -> None:
     samples, segmentation = NOISE[:channels, :total], parse_segmentation("given")
-    segments, outside, _ = segments_of(segmentation, given_, samples)
-    beyond: list[int] = []
+    segments, expected, _ = segments_of(segmentation, given_, samples)
+    left_out: dict[int, LeftOut] = {}
     units = list(
         units_of(
             blocks_of(samples, sizes),
@@ -127,11 +132,15 @@ def test_given_segments_travel_as_they_are(
             segmentation=segmentation,
             given=given_,
             speech=False,
-            outside=beyond,
+            left_out=left_out,
         )
     )
     check(units, samples, segments)
-    assert sorted(beyond) == outside
+    assert left_out == expected
+    # Each is a segment, or told why not; and no samples of a channel are labelled twice.
+    clips = [(unit.channel, clip.segment) for unit in units for clip in unit.clips]
+    assert {segment.given for _, segment in clips} | left_out.keys() == set(range(len(given_)))
+    assert len({(channel, segment.start, segment.end) for channel, segment in clips}) == len(clips)
 
 
 @settings(max_examples=8, deadline=None)
@@ -139,7 +148,7 @@ def test_given_segments_travel_as_they_are(
 @example(channels=2, total=VOICE.shape[1], sizes=[1_365])
 def test_speech_is_cut_alike_in_any_blocks(channels: int, total: int, sizes: list[int]) -> None:
     samples, segmentation = VOICE[:channels, :total], parse_segmentation("vad")
-    segments, _, speech = segments_of(segmentation, [], samples)
+    segments, _, speech = segments_of(segmentation, None, samples)
     units = list(units_of(blocks_of(samples, sizes), channels=channels, segmentation=segmentation))
     check(units, samples, segments, speech)
     if total > 60 * SECOND:
@@ -152,8 +161,8 @@ def test_speech_is_cut_alike_in_any_blocks(channels: int, total: int, sizes: lis
 @given(sizes=sizes_, text=st.sampled_from(["window:6/3", "whole", "given"]))
 def test_speech_shares_are_those_of_the_whole_recording(sizes: list[int], text: str) -> None:
     samples, segmentation = VOICE[:1, : 40 * SECOND], parse_segmentation(text)
-    segments, _, _ = segments_of(segmentation, [], samples)
-    _, _, speech = segments_of(parse_segmentation("vad"), [], samples)
+    segments, _, _ = segments_of(segmentation, None, samples)
+    _, _, speech = segments_of(parse_segmentation("vad"), None, samples)
     units = list(units_of(blocks_of(samples, sizes), channels=1, segmentation=segmentation))
     check(units, samples, segments, speech)
     assert any(clip.quality.speech for unit in units for clip in unit.clips)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from serpipe.audio import packing, recording
 from serpipe.audio.child import Limits
+from serpipe.audio.decode import Channels
 from serpipe.audio.segment import GivenSegment, parse_segmentation
 from serpipe.audio.stage import Decode, audio_fingerprint
 from serpipe.ids import segment_id
@@ -142,7 +144,9 @@ def test_packs_hold_the_whole_files(real_audio: Path, segmentation: str) -> None
         mine = found[path]
         ended_well(mine)
         # One entry per distinct stretch of time and in order; a manifest's segments keep their own.
-        (expected,), outside, _ = segments_of(parse_segmentation(segmentation), wanted[path], samples[np.newaxis])
+        # Mixed, a recording has one channel, whatever the manifest says of it.
+        mixed = [replace(one, channel=None) for one in wanted[path]] or None
+        (expected,), left_out, _ = segments_of(parse_segmentation(segmentation), mixed, samples[np.newaxis])
         assert [(one["start_s"], one["end_s"]) for one in mine.segments] == [
             (one.start / SECOND, one.end / SECOND) for one in expected
         ]
@@ -153,8 +157,10 @@ def test_packs_hold_the_whole_files(real_audio: Path, segmentation: str) -> None
                 segment["recording_id"], segment["channel"], one.start, one.end, fingerprint
             )
             assert segment["peak"] == pytest.approx(np.abs(samples[one.start : one.end]).max(), abs=1e-6)
-        assert mine.codes.count("SEGMENT_OUTSIDE") == len(outside)
-        assert set(mine.codes) <= {"SEGMENT_OUTSIDE", "SEGMENT_SILENT"}
+        told = Counter(code for code in mine.codes if code != "SEGMENT_SILENT")
+        assert told == Counter(
+            {"outside": "SEGMENT_OUTSIDE", "twice": "SEGMENT_TWICE"}[why] for why in left_out.values()
+        )
         (about,) = mine.recordings
         assert about["duration_s"] == len(samples) / SECOND
         assert about["verdict"] == ODD.get(str(Path(path).relative_to(real_audio / "formats")), "ok")
@@ -253,6 +259,48 @@ def test_given_channels_of_a_split_recording(tmp_path: Path) -> None:
     wanted = [GivenSegment(1.0, 2.0, 1), GivenSegment(3.0, 5.0, None), GivenSegment(1.0, 2.0, 5)]
     mine = gather(Decode(segmentation="given", channels="split", speech=False)(table([row(path, wanted)])))[path]
     assert [(one["channel"], one["start_s"]) for one in mine.segments] == [(0, 3.0), (1, 1.0), (1, 3.0)]
+    (failure,) = mine.failures
+    assert (failure["code"], failure["start_s"], failure["transient"]) == ("SEGMENT_NO_CHANNEL", 1.0, False)
+    assert failure["message"] == "it is of channel 5, counted from 0, and the recording has 2"
+
+
+def test_a_channel_that_is_not_there_is_no_other_one(tmp_path: Path) -> None:
+    """A call that was recorded in mono has one party's words or both's, and nobody knows which."""
+    path = write_speech(tmp_path / "call.wav", seconds=9.0)
+    wanted = [GivenSegment(1.0, 2.0, 0), GivenSegment(3.0, 5.0, 1)]
+    mine = gather(Decode(segmentation="given", channels="split", speech=False)(table([row(path, wanted)])))[path]
+    assert [one["start_s"] for one in mine.segments] == [1.0]
+    assert mine.codes == ["SEGMENT_NO_CHANNEL"]
+    mixed = gather(Decode(segmentation="given", channels="mix", speech=False)(table([row(path, wanted)])))[path]
+    assert ([one["start_s"] for one in mixed.segments], mixed.codes) == ([1.0, 3.0], [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "channels"),
+    [
+        ([GivenSegment(5.0, 12.0, None), GivenSegment(5.0, 10.0, None)], "mix"),
+        ([GivenSegment(5.0, None, None), GivenSegment(5.0, 8.0, None)], "mix"),
+        ([GivenSegment(0.1, 3.0, None), GivenSegment(0.10001, 3.0, None)], "mix"),
+        ([GivenSegment(0.0, 5.0, 0), GivenSegment(0.0, 5.0, 1)], "first"),
+        ([GivenSegment(0.0, 5.0, None), GivenSegment(0.0, 5.0, 0)], "split"),
+    ],
+)
+def test_the_same_samples_are_labelled_once(wanted: list[GivenSegment], channels: Channels, tmp_path: Path) -> None:
+    """Or their label would stand twice under one id."""
+    path = write_speech(tmp_path / "a.wav", seconds=8.0)
+    mine = gather(Decode(segmentation="given", channels=channels, speech=False)(table([row(path, wanted)])))[path]
+    ended_well(mine)
+    assert len(mine.segments) == 1
+    assert mine.codes == ["SEGMENT_TWICE"]
+
+
+def test_a_recording_of_which_every_segment_is_refused_is_not_labelled_whole(tmp_path: Path) -> None:
+    path = write_speech(tmp_path / "a.wav", seconds=8.0)
+    wanted = [GivenSegment(0.0, 1_000.0, None)]
+    mine = gather(Decode(segmentation="given", speech=False)(table([row(path, wanted)])))[path]
+    ended_well(mine)
+    assert (mine.segments, mine.codes) == ([], ["SEGMENT_TOO_LONG"])
+    assert [(unit["status"], unit["final"]) for unit in mine.units] == [("empty", True)]
 
 
 def test_overshoots_are_kept(tmp_path: Path) -> None:
