@@ -14,6 +14,8 @@ from enum import Enum
 from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from serpipe.errors import SerpipeError
@@ -48,6 +50,10 @@ _REFUSED_CREDENTIALS = {
 }
 """What S3 says of a request whatever it asks for: the key, the token or the clock is wrong."""
 
+SILENCE_S = 60.0
+"""Seconds that a web server may be silent, before it answers and within an answer."""
+
+_WEB = re.compile(r"^https?://", re.IGNORECASE)
 _S3 = re.compile(r"^s3[an]?://", re.IGNORECASE)
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 2}
 """Of botocore. Its default of five, five times over by s3fs, would hold a request for minutes."""
@@ -66,7 +72,8 @@ class Trouble(Enum):
 def connect(url: str, **options: Any) -> tuple[Any, str]:
     """Give the fsspec file system of a url, and the path by which that file system knows it.
 
-    `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` count where they are set.
+    `AWS_MAX_ATTEMPTS` and `AWS_RETRY_MODE` count where they are set. On the web a download may take as long as it likes
+    while something comes; its client's own limit is five minutes for all of it.
 
     Raises:
         ImportError: what opens such urls is not installed.
@@ -74,8 +81,51 @@ def connect(url: str, **options: Any) -> tuple[Any, str]:
     """
     if _S3.match(url) and not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
         options["config_kwargs"] = {"retries": _S3_RETRIES}
+    if _WEB.match(url):
+        from aiohttp import ClientTimeout
+
+        options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)}
     fs, path = fsspec.core.url_to_fs(url, **options)
     return fs, path
+
+
+def files_below(files: AbstractFileSystem, folder: str, **options: Any) -> dict[str, dict[str, Any]]:
+    """Every file below a folder, with what its listing says of it; none where there is no such folder.
+
+    fsspec's own walk, which local and network disks have, leaves a folder out that cannot be listed, and whoever asked
+    takes what lies there for absent.
+
+    Args:
+        files: a file system.
+        folder: path in it.
+        options: of its `find`, where it has one of its own.
+
+    Raises:
+        OSError: whatever the file system raises.
+
+    Examples:
+        >>> from serpipe.testing import write_speech
+        >>> path = write_speech(seconds=1.0)
+        >>> [info["size"] for info in files_below(*connect(os.path.dirname(path))).values()]
+        [32044]
+    """
+    if isinstance(files, AsyncFileSystem) or type(files).find is not AbstractFileSystem.find:
+        own: dict[str, dict[str, Any]] = files.find(folder, detail=True, **options)
+        return own
+    found: dict[str, dict[str, Any]] = {}
+    folders = [folder]
+    while folders:
+        listed = folders.pop()
+        try:
+            inside = files.ls(listed, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # It is gone, or has become a file, since it was listed.
+        for info in inside:
+            if info["type"] != "directory":
+                found[info["name"]] = info
+            elif info["name"].rstrip("/") != listed.rstrip("/"):
+                folders.append(info["name"])
+    return found
 
 
 def patiently() -> Retrying:

@@ -28,7 +28,7 @@ _MOST_INDEX_BYTES = 16 << 20
 
 
 class NoRangesError(Exception):
-    """The server gives an object whole or not at all."""
+    """The server gives an object whole or not at all, or less of it than it was asked for."""
 
 
 class Span(NamedTuple):
@@ -63,7 +63,7 @@ class Remote:
         """A part of it, less where the object ends before.
 
         Raises:
-            NoRangesError: the server does not give parts.
+            NoRangesError: the server does not give parts, or gave less than was asked for.
             Exception: whatever the file system raises.
         """
         if self._web:
@@ -76,6 +76,9 @@ class Remote:
             end = min(span.end, self.size)
             data = self._files.cat_file(self._place, start=span.start, end=end) if span.start < end else b""
         self.bytes_read += len(data)
+        if self.size is not None and len(data) < min(span.end, self.size) - span.start:
+            # Some proxies cap a range; what is missing would be heard as silence.
+            raise NoRangesError
         return bytes(data)
 
     async def _asked(self, span: Span) -> bytes:

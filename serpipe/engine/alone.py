@@ -183,11 +183,11 @@ class Alone:
             env=environment,
         )
         theirs.close()
-        self._send(self._work)
-        if not self._pipe.poll(START_S):
-            self.close()
-            raise _NotStartedError(f"the models did not start within {START_S:.0f} s")
         try:
+            self._send(self._work)
+            if not self._pipe.poll(START_S):
+                self.close()
+                raise _NotStartedError(f"the models did not start within {START_S:.0f} s")
             self._receive()
         except _DiedError as death:
             raise _NotStartedError(death.how) from None

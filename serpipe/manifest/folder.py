@@ -45,7 +45,9 @@ def split_folder(place: str, *, glob: bool) -> tuple[list[dict[str, Any]], dict[
     """
     try:
         return _split(place, glob)
-    except PermissionError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
         raise storage.out_of_reach(place, error) from error
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import glob as local_glob
+import errno
 import io
 import os
 import re
 import stat as file_mode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -87,7 +88,10 @@ def describe(uri: str, query: str | None = None) -> Entry | None:
         SerpipeError: MANIFEST_OUT_OF_REACH, when the store does not answer or refuses.
     """
     if is_local(uri):
-        return _local_entry(uri)
+        try:
+            return _local_entry(uri)
+        except OSError as error:
+            raise out_of_reach(uri, error) from error
     fs, path = connect(uri)
     try:
         info = remote.patiently()(fs.info, f"{uri}?{query}" if query and is_web(uri) else path)
@@ -128,7 +132,7 @@ def list_folder(folder: str) -> tuple[list[Entry], list[str]]:
         with os.scandir(folder) as found:
             inside = sorted(found, key=lambda item: item.name)
         folders = [item.path for item in inside if item.is_dir()]
-        files = [_local_item(item) for item in inside if not item.is_dir()]
+        files = [_local_item(item.path) for item in inside if not item.is_dir()]
         return [file for file in files if file is not None], folders
     fs, path = connect(folder)
     try:
@@ -152,12 +156,12 @@ def walk(folder: str) -> Iterator[Entry]:
     Local links to folders are followed unless they lead back to a folder above them.
     """
     if is_local(folder):
-        yield from _walk_local(folder, frozenset())
+        yield from _reached(folder, _walk_local(folder, frozenset()))
         return
     fs, path = connect(folder)
     try:
         fs.invalidate_cache(path)
-        infos = remote.patiently()(fs.find, path, detail=True)
+        infos = remote.patiently()(remote.files_below, fs, path)
     except Exception as error:
         raise out_of_reach(folder, error) from error
     hidden: set[str] = set()
@@ -175,16 +179,24 @@ def walk(folder: str) -> Iterator[Entry]:
             yield Entry(root)
 
 
+def _reached(place: str, entries: Iterator[Entry]) -> Iterator[Entry]:
+    try:
+        yield from entries
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise out_of_reach(place, error) from error
+
+
 def _walk_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
-    own = os.stat(folder)
-    identity = (own.st_dev, own.st_ino)
+    identity = _identity(folder)
     if identity in above:
         return
     with os.scandir(folder) as found:
         inside = sorted(found, key=lambda item: item.name)
     for item in inside:
         if not item.is_dir():
-            entry = _local_item(item)
+            entry = _local_item(item.path)
             if entry is not None:
                 yield entry
         elif item.name.startswith("."):
@@ -194,16 +206,15 @@ def _walk_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Entr
 
 
 def expand(pattern: str) -> Iterator[Entry]:
-    """List the files that match a glob pattern; `**` crosses folders, but not a link back to one above it."""
+    """List the files that match a glob pattern; `**` crosses folders, but not a link back to one above it.
+
+    Raises:
+        SerpipeError: MANIFEST_OUT_OF_REACH, also where a folder that the pattern leads into cannot be listed.
+    """
     if is_local(pattern):
-        back: dict[str, bool] = {}
-        for path in local_glob.iglob(pattern, recursive=True):
-            folder = os.path.dirname(path)
-            if folder not in back:
-                back[folder] = _leads_back(folder)
-            entry = None if back[folder] else _local_entry(path)
-            if entry is not None:
-                yield entry
+        root = pattern_root(pattern)
+        steps = [step for step in pattern[len(root) :].split("/") if step]
+        yield from _reached(pattern, _matching(root, steps, _identities(root)))
         return
     fs, path = connect(pattern)
     try:
@@ -217,12 +228,51 @@ def expand(pattern: str) -> Iterator[Entry]:
             yield _entry(_below(fixed, fixed_path, name), infos[name])
 
 
-def _leads_back(folder: str) -> bool:
-    found = [os.stat(folder)]
-    while folder != os.path.dirname(folder):
+def _matching(folder: str, steps: list[str], above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+    """Files below a folder that match, step by step; not by Python's glob, which leaves out what it cannot list."""
+    step, further = steps[0], steps[1:]
+    if not _MAGIC.search(step):
+        yield from _within(os.path.join(folder, step), further, above)
+        return
+    if step == "**" and further:
+        yield from _matching(folder, further, above)
+    try:
+        with os.scandir(folder) as found:
+            inside = sorted(found, key=lambda item: item.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for item in inside:
+        if item.name.startswith(".") and not step.startswith("."):
+            continue
+        if step != "**" and not fnmatchcase(item.name, step):
+            continue
+        if item.is_dir() or not further:
+            yield from _within(item.path, steps if step == "**" and item.is_dir() else further, above)
+
+
+def _within(path: str, steps: list[str], above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+    """What matches further steps below a folder; without any, the file itself."""
+    if steps:
+        if os.path.isdir(path) and (identity := _identity(path)) not in above:
+            yield from _matching(path, steps, above | {identity})
+    elif (entry := _local_item(path)) is not None:
+        yield entry
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    own = os.stat(folder)
+    return own.st_dev, own.st_ino
+
+
+def _identities(folder: str) -> frozenset[tuple[int, int]]:
+    """A folder and all above it, as the file system tells them apart."""
+    found = set()
+    while os.path.exists(folder):
+        found.add(_identity(folder))
+        if folder == os.path.dirname(folder):
+            break
         folder = os.path.dirname(folder)
-        found.append(os.stat(folder))
-    return len({(one.st_dev, one.st_ino) for one in found}) < len(found)
+    return frozenset(found)
 
 
 def pattern_root(pattern: str) -> str:
@@ -328,16 +378,20 @@ def _below(folder: str, path: str, name: str) -> str:
 def _local_entry(path: str) -> Entry | None:
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None  # A link that leads to itself.
+        raise
     if not file_mode.S_ISREG(found.st_mode):
         return None
     return Entry(path, found.st_size, None, found.st_mtime_ns)
 
 
-def _local_item(item: os.DirEntry[str]) -> Entry | None:
+def _local_item(path: str) -> Entry | None:
     # A link that leads nowhere was meant to be audio: whoever decodes it will say that it is gone.
-    return _local_entry(item.path) or (Entry(item.path) if item.is_symlink() else None)
+    return _local_entry(path) or (Entry(path) if os.path.islink(path) and not os.path.isdir(path) else None)
 
 
 def _entry(uri: str, info: dict[str, Any]) -> Entry:

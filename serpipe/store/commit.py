@@ -78,7 +78,8 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
     Args:
         storage: the store.
         commit: the rows.
-        guard: called before the first file and before each that counts; raises where they must not be written.
+        guard: called before the first file, before each that counts and before the ledger; raises where they must not
+            be written.
 
     Returns:
         The ledger rows that now hold, its own or those of the same commit carried out before.
@@ -109,6 +110,8 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
         facts = common | _facts(part) | {"settled": parquet.pack_table(part.settled)}
         guard()
         parquet.write(storage, files[part.model], part.predictions, schemas.PREDICTIONS, facts)
+    # A writer that was away while a file went out does not vouch for it: its units may be somebody else's by now.
+    guard()
     return index(storage, name, [*(part.settled for part in open_parts), *adopted.values()])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posixpath
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,15 +173,13 @@ def _parts(storage: Storage) -> Iterator[str]:
     """Half-written files on a local disk whose writers must be dead."""
     if not storage.local:
         return
-    for folder, _, files in os.walk(storage.path()):
-        for file in files:
-            path = os.path.join(folder, file)
-            if file.startswith(".") and file.endswith(".part") and os.stat(path).st_mtime < time.time() - LIFETIME_S:
-                yield os.path.relpath(path, storage.path())
+    for name, entry in storage.listing("", hidden=True).items():
+        file = posixpath.basename(name)
+        if file.startswith(".") and file.endswith(".part") and entry["mtime"] < time.time() - LIFETIME_S:
+            yield name
 
 
 def _bytes(storage: Storage, names: tuple[str, ...] | None = None) -> int:
     """Size of some objects, or of all."""
-    found = storage.carefully("", lambda: storage.fs.find(storage.path(), detail=True))
-    sizes = {path[len(storage.path()) + 1 :]: entry["size"] or 0 for path, entry in found.items()}
+    sizes = {name: entry["size"] or 0 for name, entry in storage.listing("", hidden=True).items()}
     return sum(sizes.values()) if names is None else sum(sizes.get(name, 0) for name in names)

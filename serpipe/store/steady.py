@@ -7,9 +7,8 @@ after the other, a row could then be missed or met twice, so they count only whe
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from serpipe.errors import StoreError
 from serpipe.store import streaming
@@ -29,15 +28,8 @@ Stamps = Mapping[str, tuple[str, ...]]
 
 def stamps(storage: Storage, table: str) -> Stamps:
     """The files of a table."""
-    base = storage.path(table)
-    try:
-        found: dict[str, dict[str, Any]] = storage.carefully(table, lambda: storage.fs.find(base, detail=True))
-    except FileNotFoundError:
-        return {}
     return {
-        name[len(storage.path()) + 1 :]: tuple(str(entry.get(sign)) for sign in _SIGNS)
-        for name, entry in found.items()
-        if not posixpath.basename(name).startswith(".")
+        name: tuple(str(entry.get(sign)) for sign in _SIGNS) for name, entry in storage.listing(f"{table}/").items()
     }
 
 

@@ -10,7 +10,7 @@ import posixpath
 import uuid
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -22,6 +22,7 @@ from serpipe.remote import (
     SET_CREDENTIALS,
     Trouble,
     connect,
+    files_below,
     patiently,
     refused_condition,
     trouble,
@@ -202,7 +203,12 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether an object is there."""
-        return bool(self.carefully(name, lambda: self.fs.exists(self.path(name))))
+        # Not fsspec's `exists`, for which on a disk every error is a no.
+        try:
+            self.carefully(name, lambda: self.fs.info(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def modified(self, name: str) -> float:
         """When an object was last written, in seconds by the clock of the store itself.
@@ -214,18 +220,29 @@ class Storage:
 
     def list(self, prefix: str) -> list[str]:
         """Names of the objects that begin with a prefix, sorted; the part after the last slash may be partial."""
+        return sorted(self.listing(prefix))
+
+    def listing(self, prefix: str, *, hidden: bool = False) -> dict[str, dict[str, Any]]:
+        """What a listing says of each object that begins with a prefix: its size, and more by the kind of store.
+
+        Args:
+            prefix: as for `list`.
+            hidden: whether files that a local writer has not finished come too.
+        """
         folder, _, start = prefix.rpartition("/")
         base = self.path(folder)
+        # Remote listings take the whole prefix, so that a run's files are found without listing the table.
+        options = {"prefix": start} if start else {}
         try:
-            # Remote listings take the whole prefix, so that a run's files are found without listing the table.
-            kwargs = {} if self.local or not start else {"prefix": start}
-            found = self.carefully(prefix, lambda: self.fs.find(base, **kwargs))
+            found = self.carefully(prefix, lambda: files_below(self.fs, base, **options))
         except FileNotFoundError:
-            return []
-        names = (name[len(self._path) + 1 :] for name in found)
-        return sorted(
-            name for name in names if name.startswith(prefix) and not posixpath.basename(name).startswith(".")
-        )
+            return {}
+        entries = ((path[len(self._path) + 1 :], info) for path, info in found.items())
+        return {
+            name: info
+            for name, info in entries
+            if name.startswith(prefix) and (hidden or not posixpath.basename(name).startswith("."))
+        }
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is gone already is fine."""

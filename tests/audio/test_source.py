@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
+from fsspec.asyn import sync
 
 from serpipe import remote
 from serpipe.audio.source import is_remote, local_copy
@@ -20,6 +21,7 @@ from serpipe.audio.stage import Decode
 from serpipe.errors import AudioError
 from serpipe.testing import write_speech
 from tests.audio.test_stage import gather, row, table
+from tests.audio.web import served
 
 CONTENT = os.urandom(9_000_001)
 
@@ -255,6 +257,25 @@ def test_a_server_that_is_busy_is_asked_again(site: str) -> None:
     Pages.broken, Pages.asked = 1000, []
     assert refusal_of(f"{site}/busy.wav", query="signature=right").code == "RECORDING_UNREACHABLE"
     assert len(Pages.asked) == remote.ATTEMPTS
+
+
+def test_a_long_download_ends_and_a_silent_one_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """A slow server sends an episode for longer than aiohttp gives a request: its five minutes are not ours."""
+    content = bytes(400_000)
+    (tmp_path / "long.wav").write_bytes(content)
+    monkeypatch.setattr(remote, "SILENCE_S", 0.5)
+    with served(tmp_path, bytes_per_s=300_000.0) as slow:
+        with local_copy(f"{slow.url}/long.wav") as path:
+            assert Path(path).read_bytes() == content
+        files, _ = remote.connect(f"{slow.url}/long.wav")
+        timeout = sync(files.loop, files.set_session).timeout
+        assert (timeout.total, timeout.sock_read, timeout.sock_connect) == (None, 0.5, 0.5)
+    (tmp_path / "copies").mkdir()
+    with served(tmp_path, bytes_per_s=65_536 / 1.5) as silent:
+        refusal = refusal_of(f"{silent.url}/long.wav", tmp_path / "copies")
+    assert (refusal.code, refusal.transient) == ("RECORDING_UNREACHABLE", True)
 
 
 def test_what_will_not_change_is_asked_once(site: str) -> None:

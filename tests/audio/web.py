@@ -16,11 +16,14 @@ class Site:
     Args:
         folder: what is served.
         ranges: whether a part of a file can be had.
+        most: bytes of a part that one answer gives at most; what is asked for by default.
         bytes_per_s: how fast one answer is; None for no limit.
     """
 
-    def __init__(self, folder: Path, *, ranges: bool = True, bytes_per_s: float | None = None) -> None:
-        self.folder, self.ranges, self.bytes_per_s = folder, ranges, bytes_per_s
+    def __init__(
+        self, folder: Path, *, ranges: bool = True, most: int | None = None, bytes_per_s: float | None = None
+    ) -> None:
+        self.folder, self.ranges, self.most, self.bytes_per_s = folder, ranges, most, bytes_per_s
         self.sent = 0
         self.asked: list[tuple[str, str | None]] = []
         self.lock = threading.Lock()
@@ -53,6 +56,7 @@ class Site:
                 to.send_error(416)
                 return
             start, end = int(first), min(int(last or size), size - 1)
+            end = min(end, start + (self.most or size) - 1)
             content = content[start : end + 1]
             to.send_response(206)
             to.send_header("Content-Range", f"bytes {start}-{end}/{size}")
@@ -75,9 +79,11 @@ class Site:
 
 
 @contextmanager
-def served(folder: Path, *, ranges: bool = True, bytes_per_s: float | None = None) -> Iterator[Site]:
+def served(
+    folder: Path, *, ranges: bool = True, most: int | None = None, bytes_per_s: float | None = None
+) -> Iterator[Site]:
     """A site while the context lasts."""
-    site = Site(folder, ranges=ranges, bytes_per_s=bytes_per_s)
+    site = Site(folder, ranges=ranges, most=most, bytes_per_s=bytes_per_s)
     thread = threading.Thread(target=site.server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -102,6 +103,24 @@ def test_a_model_that_never_works_blames_no_segment(site: Path, fragile: ModelRe
     write_speech(tmp_path / "a.wav", seconds=8.0)
     nowhere = ModelRef(fragile.spec, "serpipe.models.superb", str(tmp_path), "float32", "0" * 64)
     with Alone(work(nowhere)) as alone:
+        (end,) = alone.label(serpipe.read_manifest(str(tmp_path)))
+    assert isinstance(end, Unusable)
+
+
+def test_a_child_that_ends_before_it_is_given_anything_blames_no_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it starts, on a machine out of memory say: nothing of the recording was read."""
+    write_speech(tmp_path / "a.wav", seconds=8.0)
+    begin = subprocess.Popen
+
+    def ended(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        process = begin([sys.executable, "-c", "raise SystemExit(1)"], **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", ended)
+    with Alone(work(resolve("embedded"))) as alone:
         (end,) = alone.label(serpipe.read_manifest(str(tmp_path)))
     assert isinstance(end, Unusable)
 

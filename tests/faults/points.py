@@ -22,7 +22,7 @@ from serpipe.store.storage import Storage
 State = dict[str, bytes]
 
 CHANGES = ("put", "create", "delete")
-LOOKS = ("get", "exists", "modified", "list")
+LOOKS = ("get", "exists", "modified", "list", "listing")
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ class World:
                 outcome=Outcome(samples=int(seconds * SECOND)),
                 header=SimpleNamespace(claimed_s=seconds, container="wav", codec="pcm", sample_rate=16000, channels=1),
             )
-            job.end(builder, decoding, [], 0, in_part=False)  # type: ignore[arg-type]
+            job.end(builder, decoding, {}, 0, in_part=False)  # type: ignore[arg-type]
         else:
             transient = recording.ends == "open"
             job.failed(builder, AudioError("READ_FAILED", "it breaks off here", transient=transient))

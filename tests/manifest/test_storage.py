@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import pickle
 import threading
@@ -10,18 +12,21 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from manifest_corpus import plain
 from moto.server import ThreadedMotoServer
 
 from serpipe.errors import SerpipeError, UsageError
 from serpipe.ids import recording_id
-from serpipe.manifest import Listings, open_manifest, read_manifest, read_rows
+from serpipe.manifest import Listings, open_manifest, read_manifest, read_rows, storage
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,65 @@ def test_a_pattern(archive: Path) -> None:
     manifest = open_manifest(f"{archive}/*")
     assert manifest.format == "glob"
     assert dict(manifest.left_out) == {".csv": 1}
+
+
+def test_a_pattern_takes_links_as_a_folder_does(archive: Path) -> None:
+    folder, pattern = (set(read_manifest(f"{archive}{end}")["uri"].to_pylist()) for end in ("", "/**"))
+    assert pattern == folder
+    assert f"{archive}/gone.wav" in pattern
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    names=st.sets(st.from_regex(r"(\.?[ab]{1,2}/){0,3}\.?[cd]\[?\.(wav|mp3)", fullmatch=True), max_size=8),
+    pattern=st.lists(
+        st.sampled_from(["**", "*", "a", "a?", "[ab]*", ".*", ".a", "*.wav", "[c]*", "c.wav", "c[[].wav", "?.mp3"]),
+        min_size=1,
+        max_size=4,
+    ).map("/".join),
+)
+def test_a_pattern_matches_what_pythons_glob_does(names: set[str], pattern: str, tmp_path: Path) -> None:
+    root = tmp_path / uuid4().hex
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    expected = {name for name in glob.iglob(f"{root}/{pattern}", recursive=True) if os.path.isfile(name)}
+    assert {entry.uri for entry in storage.expand(f"{root}/{pattern}")} == expected
+
+
+@pytest.mark.parametrize("pattern", ["", "/*/*", "/**/*.wav", "/**"])
+def test_a_folder_that_cannot_be_listed_is_told(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By everything that leads into it: what lies there would be left out without a word."""
+    for name in ("a/1.wav", "b/2.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    listed = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("/b"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(SerpipeError, match=r"MANIFEST_OUT_OF_REACH.*Input/output error.*/b"):
+        read_manifest(f"{tmp_path}{pattern}")
+    assert read_manifest(f"{tmp_path}/a/*").num_rows == 1
+    assert read_manifest(f"{tmp_path}/*/1.wav").num_rows == 1
+
+
+def test_a_file_that_cannot_be_asked_about_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.wav").touch()
+    asked = os.stat
+
+    def refusing(path: object, **named: object) -> object:
+        if str(path).endswith("a.wav"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return asked(path, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refusing)
+    for place in (tmp_path, tmp_path / "*", tmp_path / "a.wav"):
+        with pytest.raises(SerpipeError, match="MANIFEST_OUT_OF_REACH"):
+            read_manifest(str(place))
 
 
 def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:

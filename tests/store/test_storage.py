@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serpipe.errors import StoreError, UsageError
+from serpipe.store.steady import stamps
 from serpipe.store.storage import Storage
 
 
@@ -89,6 +91,47 @@ def test_list_on_disk_is_a_filter(tmp_path: Path, names: set[str], prefix: str) 
     for name in names:
         storage.put(name, b"")
     assert storage.list(prefix) == sorted(name for name in names if name.startswith(prefix))
+
+
+def test_what_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale mount, or a process without file descriptors, must not make labels vanish: they would be made again."""
+    storage = Storage(str(tmp_path))
+    storage.put("ledger/deep/a", b"1")
+    listed, stat = os.scandir, os.stat
+
+    def refusing(path: str, *more: object, **named: object) -> object:
+        if os.fspath(path).endswith(("deep", "deep/a")):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return (listed if not named else stat)(path, *more, **named)  # type: ignore[arg-type, call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refusing)
+        for ask in (lambda: storage.list("ledger/"), lambda: stamps(storage, "ledger")):
+            with pytest.raises(StoreError, match=r"STORE_UNREACHABLE: .*ledger") as caught:
+                ask()
+            assert caught.value.transient
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refusing)
+        with pytest.raises(StoreError, match="STORE_UNREACHABLE"):
+            storage.exists("ledger/deep/a")
+        assert not storage.exists("ledger/none")
+    assert storage.list("ledger/") == ["ledger/deep/a"]
+    assert storage.exists("ledger/deep/a")
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("a/1", "b/2"):
+        storage.put(name, b"")
+    listed = storage.fs.ls
+
+    def going(path: str, **named: object) -> object:
+        found = listed(path, **named)
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(storage.fs, "ls", going)
+    assert storage.list("") == ["a/1"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
