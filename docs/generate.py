@@ -15,6 +15,7 @@ import pyarrow as pa
 
 import serpipe
 from serpipe import errors as kinds
+from serpipe.audio.verdict import VERDICTS
 from serpipe.cli import main
 from serpipe.labels import CANONICAL, COARSER, MAPPING_VERSION, TAXONOMIES
 from serpipe.models.registry import FAMILIES
@@ -24,9 +25,11 @@ from serpipe.store import schemas
 
 HERE = Path(__file__).parent
 SOURCE = Path(serpipe.__file__).parent
+JOBS = HERE.parent / "jobs"
 
 KINDS = {name: kind for name, kind in vars(kinds).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
 CODE = re.compile(r"(?!PCM_)[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+SAID = re.compile(rf"serpipe: ({CODE.pattern}): $")
 EXITS = {
     "UsageError": "2",
     "AudioError": "a row of quarantine",
@@ -42,9 +45,9 @@ def models() -> str:
         "",
         "Made from the code by `docs/generate.py`.",
         "",
-        "No real weights were at hand where these adapters were built, but for the embedded model's: every other one",
-        "was tested on random-weight checkpoints in its hub's layout (`serpipe.testing.make_checkpoint`). The first",
-        "contact with real weights is `serpipe models check NAME`.",
+        "None but the embedded model was tested with its published weights: every other one was tested on",
+        "random-weight checkpoints in its hub's layout (`serpipe.testing.make_checkpoint`). The first contact with",
+        "real weights is `serpipe models check NAME`.",
         "",
         "| model | hub id, revision | labels | embedding | seconds | licence | verified | not verified |",
         "|---|---|---|---|---|---|---|---|",
@@ -58,7 +61,7 @@ def models() -> str:
             cells = [
                 f"`{spec.name}`",
                 hub,
-                ", ".join(spec.labels).replace("|", "\\|") or "none: embeddings only",
+                _cell(", ".join(spec.labels)) or "none: embeddings only",
                 f"{spec.embedding_width}{frames}",
                 f"{spec.min_seconds:g}-{spec.max_seconds:g}",
                 spec.licence,
@@ -140,19 +143,24 @@ def errors() -> str:
         if message != "…" and message not in said:
             said.append(message)
     for code, ends in sorted(found.items()):
-        said = "<br>".join(_cell(message) for messages in ends.values() for message in messages) or "told case by case"
+        said = (
+            "<br>".join(_cell(message) for messages in ends.values() for message in messages)
+            or "what went wrong, in the words of what raised it"
+        )
         lines.append(f"| `{code}` | {', '.join(sorted(ends))} | {said} |")
     return "\n".join([*lines, ""])
 
 
 def _raised() -> Iterator[tuple[str, str, str]]:
     """Code, kind and message of every error, fault of a row and finding in a file that the source makes."""
-    for path in sorted(SOURCE.rglob("*.py")):
+    for path in sorted([*SOURCE.rglob("*.py"), *JOBS.glob("*.py")]):
         tree = ast.parse(path.read_text())
         said = _sentences(tree)
         other = "of a file" if path.is_relative_to(SOURCE / "store") else "of a row"
         for node in ast.walk(tree):
             for code, message, kind in _pairs(node):
+                if path.is_relative_to(JOBS) and not kind:
+                    continue  # A job makes no rows and no files of a store.
                 for word in ast.walk(code):
                     if isinstance(word, ast.Constant) and isinstance(word.value, str) and CODE.fullmatch(word.value):
                         yield word.value, kind or other, _text(message, said, word.lineno).strip()
@@ -170,6 +178,9 @@ def _pairs(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr | None, str]]:
             for place, argument in enumerate(node.args):
                 if isinstance(argument, ast.Constant):
                     yield argument, _sentence(node.args[place + 1 :], named.get("message")), kind
+    elif isinstance(node, ast.JoinedStr) and (told := SAID.match(str(getattr(node.values[0], "value", "")))):
+        # Said by a command itself.
+        yield ast.copy_location(ast.Constant(told[1]), node), ast.JoinedStr(node.values[1:]), "SerpipeError"
     elif isinstance(node, ast.Tuple) and len(node.elts) == 2:
         yield node.elts[0], node.elts[1], ""
     elif isinstance(node, ast.Dict):
@@ -256,6 +267,9 @@ def tables() -> str:
             f"| {_cell(notes.get(field.name, ''))} |"
             for field in getattr(module, name)
         ]
+        if table == "recordings":
+            lines += ["", "| verdict | means |", "|---|---|"]
+            lines += [f"| `{name}` | {meaning} |" for name, meaning in VERDICTS.items()]
         lines.append("")
     for name, table in (("embeddings", schemas.embeddings), ("frames", schemas.frames)):
         lines += [f"## {name}", "", table.__doc__.splitlines()[0], "", "| column | type |", "|---|---|"]

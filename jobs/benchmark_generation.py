@@ -73,7 +73,7 @@ def main() -> None:
     """Write the store if it is not there, make a generation, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--segments", type=int, default=1_000_000)
-    parser.add_argument("--store", default="benchmark-generation")
+    parser.add_argument("--store", default="benchmark-generation", help="Made where it is not there, and kept.")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--object-store-mb", type=int, default=256)
     options = parser.parse_args()

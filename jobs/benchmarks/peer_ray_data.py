@@ -8,7 +8,6 @@ core, and writes Parquet. It keeps no ledger, cuts nothing, and one file that do
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -67,7 +66,7 @@ def main(checkpoint: str, folder: str, out: str) -> None:
         # Half a core each, for Ray's reading and writing would else find none.
         num_cpus=0.5,
         num_gpus=1 if gpus else 0,
-        compute=ray.data.ActorPoolStrategy(size=gpus or os.cpu_count() or 1),
+        compute=ray.data.ActorPoolStrategy(size=gpus or int(ray.cluster_resources()["CPU"])),
     )
     dataset.write_parquet(out)
 

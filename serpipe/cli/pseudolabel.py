@@ -8,7 +8,9 @@ import click
 
 @click.command()
 @click.argument("store")
-@click.option("--recipe", metavar="FILE", help="TOML; docs/recipe.md lists every key. Without it: the defaults.")
+@click.option(
+    "--recipe", metavar="FILE", help="TOML or YAML; docs/recipe.md lists every key. Without it: the defaults."
+)
 @click.option("--gold", metavar="FILE", help="Labels by people (uri, label, speaker, split ...), to calibrate on.")
 @click.option("--address", help="Of a running Ray cluster.")
 def pseudolabel(store: str, recipe: str | None, gold: str | None, address: str | None) -> None:

@@ -48,22 +48,24 @@ STAGES = LOCAL_STAGES + RECORDING_STAGES + GLOBAL_STAGES
 
 PSEUDO_LABELS = pa.schema(
     [
-        pa.field("segment_id", ID, nullable=False),
-        pa.field("recording_id", ID, nullable=False),
-        pa.field("channel", pa.int32(), nullable=False),
-        pa.field("start_s", pa.float64(), nullable=False),
-        pa.field("end_s", pa.float64(), nullable=False),
-        pa.field("duration_s", pa.float32(), nullable=False),
+        pa.field("segment_id", ID, nullable=False),  # its segment
+        pa.field("recording_id", ID, nullable=False),  # its recording
+        pa.field("channel", pa.int32(), nullable=False),  # of the segment
+        pa.field("start_s", pa.float64(), nullable=False),  # of the segment
+        pa.field("end_s", pa.float64(), nullable=False),  # of the segment
+        pa.field("duration_s", pa.float32(), nullable=False),  # of the segment
         pa.field("uri", pa.string()),  # null where the recording did not decode to its end
         pa.field("feed", pa.string()),  # the owner's word, else the folder of the uri
         pa.field("speaker", pa.string()),  # the owner's word; null where there is none
         pa.field("label", pa.string()),  # canonical; null where a teacher is missing
         pa.field("soft_label", pa.list_(pa.float32())),  # consensus, in the order of the record's `classes`
         pa.field("weight", pa.float32(), nullable=False),  # 0 where not kept
-        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),  # whether it may train a student
         pa.field("reason", pa.string()),  # the first stage that dropped it; null when kept
-        # true passed, false not; null where a stage was off or blind, and from RECORDING_STAGES on after a drop
-        pa.field("verdicts", pa.struct([pa.field(stage, pa.bool_()) for stage in STAGES])),
+        # Null where a stage was off or blind, and from RECORDING_STAGES on after a drop.
+        pa.field(
+            "verdicts", pa.struct([pa.field(stage, pa.bool_()) for stage in STAGES])
+        ),  # of each stage: passed or not
         pa.field("split", pa.string()),  # train or dev; null where not kept
         pa.field("confidence", pa.float32()),  # consensus probability of the label
         pa.field("margin", pa.float32()),  # between the two likeliest classes
@@ -72,8 +74,8 @@ PSEUDO_LABELS = pa.schema(
         pa.field("votes", pa.int32()),  # lineages whose likeliest class is the label
         pa.field("abstain", pa.float32()),  # scores outside the classes, mean of the lineages, before calibration
         pa.field("arousal", pa.float32()),  # 0 to 1, of the dimensional model
-        pa.field("valence", pa.float32()),
-        pa.field("dominance", pa.float32()),
+        pa.field("valence", pa.float32()),  # 0 to 1, of the dimensional model
+        pa.field("dominance", pa.float32()),  # 0 to 1, of the dimensional model
         pa.field("audio_key", pa.uint64(), nullable=False),  # equal for equal audio: hash of length, level and SNR
     ]
 )
