@@ -14,10 +14,10 @@ from torch import Tensor
 
 from serpipe.errors import ModelError
 from serpipe.models.checkpoint import content_sha256
-from serpipe.models.contract import SAMPLE_RATE, ModelSpec, Outputs
+from serpipe.models.contract import ModelSpec, Outputs
 from serpipe.models.embedded import SPEC
 from serpipe.models.embedded.network import EmbeddedNetwork, LogMel, frame_count
-from serpipe.models.masking import pad
+from serpipe.models.masking import nothing, pad, refuse_lengths
 
 WEIGHTS = "weights.safetensors"
 
@@ -66,41 +66,22 @@ class EmbeddedAdapter:
         Raises:
             ModelError: MODEL_SEGMENT_LENGTH if a waveform is shorter or longer than the spec allows.
         """
-        lengths = [len(waveform) for waveform in waveforms]
-        _refuse_lengths(lengths)
-        if not lengths:
-            return _nothing(frames)
+        refuse_lengths(waveforms, SPEC)
+        if not waveforms:
+            return nothing(SPEC, frames=frames)
         log_mel, mask = self._front(*pad(waveforms, self._device))
         outputs = self._network(log_mel.to(self._dtype), mask.to(self._dtype))
         logits = outputs.logits.float()
         per_frame = None
         if frames:
             every = outputs.frames.float().cpu().numpy()
-            per_frame = [rows[: frame_count(length)].copy() for rows, length in zip(every, lengths, strict=True)]
+            per_frame = [rows[: frame_count(len(one))].copy() for rows, one in zip(every, waveforms, strict=True)]
         return Outputs(
             logits=logits.cpu().numpy(),
             scores=logits.softmax(dim=-1).cpu().numpy(),
             embeddings=outputs.embeddings.float().cpu().numpy(),
             frames=per_frame,
         )
-
-
-def _nothing(frames: bool) -> Outputs:
-    classes = np.zeros((0, len(SPEC.labels)), dtype=np.float32)
-    return Outputs(
-        classes, classes.copy(), np.zeros((0, SPEC.embedding_width), dtype=np.float32), [] if frames else None
-    )
-
-
-def _refuse_lengths(lengths: list[int]) -> None:
-    shortest, longest = round(SPEC.min_seconds * SAMPLE_RATE), round(SPEC.max_seconds * SAMPLE_RATE)
-    for position, length in enumerate(lengths):
-        if not shortest <= length <= longest:
-            raise ModelError(
-                "MODEL_SEGMENT_LENGTH",
-                f"model 'embedded' takes {shortest} to {longest} samples at {SAMPLE_RATE} Hz, and segment "
-                f"{position} of this batch has {length}; leave short segments out, and window long ones",
-            )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
