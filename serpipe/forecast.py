@@ -371,9 +371,11 @@ def read(path: str) -> dict[str, Any]:
         # What `serpipe.store.runs.compared` reads when the run is over.
         ranges = [found["work"]["audio_s"], found["segments"], found["quarantined"]]
         figures = [found["wall_s"], *(each["value"] for each in ranges), *found["bytes"].values()]
+        if found.get("cost") is not None:
+            figures += [found["cost"], 1 / found["wall_s"]]
         if not all(isinstance(figure, int | float) for figure in figures):
             raise TypeError("not all of its figures are numbers")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UsageError(
             "FORECAST_UNREADABLE",
             f"{path} is no forecast ({type(error).__name__}: {error}); `serpipe plan ... --out {path}` writes one",

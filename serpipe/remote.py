@@ -50,7 +50,7 @@ _REFUSED_CREDENTIALS = {
 }
 """What S3 says of a request whatever it asks for: the key, the token or the clock is wrong."""
 
-SILENCE_S = 60.0
+SILENCE_S = 300.0
 """Seconds that a web server may be silent, before it answers and within an answer."""
 
 _WEB = re.compile(r"^https?://", re.IGNORECASE)
@@ -92,8 +92,8 @@ def connect(url: str, **options: Any) -> tuple[Any, str]:
 def files_below(files: AbstractFileSystem, folder: str, **options: Any) -> dict[str, dict[str, Any]]:
     """Every file below a folder, with what its listing says of it; none where there is no such folder.
 
-    fsspec's own walk, which local and network disks have, leaves a folder out that cannot be listed, and whoever asked
-    takes what lies there for absent.
+    fsspec's own walk, which local and network disks, SFTP and SMB have, leaves a folder out that cannot be listed, and
+    whoever asked takes what lies there for absent.
 
     Args:
         files: a file system.

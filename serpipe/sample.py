@@ -98,7 +98,7 @@ class Lengths:
 
 
 def gather(tasks: Iterable[pa.Table], *, seed: int, most: int = MOST_ROWS) -> Left:
-    """Count what a plan holds and draw some of it; memory holds the sample and one task.
+    """Count what a plan holds and draw some of it; memory holds the sample and one table.
 
     Args:
         tasks: a plan's tables, with a column `query`.

@@ -240,10 +240,12 @@ def units_of(
     found: dict[int, LeftOut] = {} if left_out is None else left_out
     found |= {i: "channel" for i, g in enumerate(given or ()) if g.channel is not None and g.channel >= channels}
     open_units: dict[int, Unit] = {}
+    placed: set[int | None] = set()
     stretch = 0
     total = 0
 
     def place(channel: int, segment: Segment, samples: NDArray[np.float32], quality: Quality) -> None:
+        placed.add(segment.given)
         number = segment.start // _UNIT * channels + channel
         unit = open_units.setdefault(number, Unit(number, channel))
         unit.add(segment, samples, quality)
@@ -268,6 +270,9 @@ def units_of(
             place(channel, *ready)
         found.update(dict.fromkeys(stream.twice, "twice"))
         found.update(dict.fromkeys(stream.outside, "outside"))
+    for number in [number for number in found if number in placed]:
+        # Alike on one channel, and not on another.
+        del found[number]
     last = (total - 1) // _UNIT * channels + channels - 1
     for number in range(stretch * channels, last + 1):
         unit = close(number)

@@ -128,7 +128,7 @@ class Decode:
     def _recording(self, row: dict[str, Any], copy: Copy, builder: PackBuilder) -> Iterator[pa.Table]:
         job = _Job(row, self._models, self._audio)
         try:
-            given = job.given(builder, split=self._channels == "split")
+            given = job.given(builder, mixed=self._channels == "mix") if self._segmentation.kind == "given" else None
             with copy as path, self._turn:
                 messages = self._decoder.messages
                 decoding = self._decoder.decode(path, self._channels)
@@ -181,12 +181,12 @@ class _Job:
         self._peak = 0.0
         self._given: list[dict[str, Any]] = row.get("given") or []
 
-    def given(self, builder: PackBuilder, *, split: bool) -> Sequence[GivenSegment] | None:
+    def given(self, builder: PackBuilder, *, mixed: bool) -> Sequence[GivenSegment] | None:
         """The manifest's segments, those that no memory should hold left out with a reason; None where it has none.
 
         Args:
             builder: is told the reasons.
-            split: whether channels are told apart; else every segment is of the one that is labelled.
+            mixed: whether channels are made one, of which then every segment is.
         """
         if not self._given:
             return None
@@ -202,7 +202,7 @@ class _Job:
             else:
                 kept.append(entry)
         self._given = kept
-        return [GivenSegment(entry["start_s"], entry["end_s"], entry["channel"] if split else None) for entry in kept]
+        return [GivenSegment(entry["start_s"], entry["end_s"], None if mixed else entry["channel"]) for entry in kept]
 
     def listen(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """Passes blocks on and remembers how loud the recording gets."""
@@ -251,9 +251,7 @@ class _Job:
                     said = f"it starts at {entry['start_s']:.2f} s, the recording ends at {outcome.duration_s:.2f} s"
                     error = AudioError("SEGMENT_OUTSIDE", said)
                 case "channel":
-                    said = (
-                        f"it is of channel {entry['channel']}, counted from 0, and the recording has {header.channels}"
-                    )
+                    said = f"it is of channel {entry['channel']}, counted from 0, which is none that is labelled"
                     error = AudioError("SEGMENT_NO_CHANNEL", said)
                 case "twice":
                     said = "another given segment holds the very same samples, and is labelled"

@@ -90,6 +90,8 @@ def describe(uri: str, query: str | None = None) -> Entry | None:
     if is_local(uri):
         try:
             return _local_entry(uri)
+        except PermissionError:
+            return None  # Of a list of many it is this one's failure, when it is opened.
         except OSError as error:
             raise out_of_reach(uri, error) from error
     fs, path = connect(uri)
@@ -129,10 +131,15 @@ def list_folder(folder: str) -> tuple[list[Entry], list[str]]:
         SerpipeError: MANIFEST_OUT_OF_REACH.
     """
     if is_local(folder):
-        with os.scandir(folder) as found:
-            inside = sorted(found, key=lambda item: item.name)
-        folders = [item.path for item in inside if item.is_dir()]
-        files = [_local_item(item.path) for item in inside if not item.is_dir()]
+        try:
+            with os.scandir(folder) as found:
+                inside = sorted(found, key=lambda item: item.name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            raise
+        except OSError as error:
+            raise out_of_reach(folder, error) from error
+        folders = [item.path for item in inside if _is_folder(item)]
+        files = [_local_item(item.path) for item in inside if not _is_folder(item)]
         return [file for file in files if file is not None], folders
     fs, path = connect(folder)
     try:
@@ -195,7 +202,7 @@ def _walk_local(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Entr
     with os.scandir(folder) as found:
         inside = sorted(found, key=lambda item: item.name)
     for item in inside:
-        if not item.is_dir():
+        if not _is_folder(item):
             entry = _local_item(item.path)
             if entry is not None:
                 yield entry
@@ -209,7 +216,8 @@ def expand(pattern: str) -> Iterator[Entry]:
     """List the files that match a glob pattern; `**` crosses folders, but not a link back to one above it.
 
     Raises:
-        SerpipeError: MANIFEST_OUT_OF_REACH, also where a folder that the pattern leads into cannot be listed.
+        SerpipeError: MANIFEST_OUT_OF_REACH, on local and network disks also where a folder that the pattern leads into
+            cannot be listed.
     """
     if is_local(pattern):
         root = pattern_root(pattern)
@@ -246,15 +254,18 @@ def _matching(folder: str, steps: list[str], above: frozenset[tuple[int, int]]) 
             continue
         if step != "**" and not fnmatchcase(item.name, step):
             continue
-        if item.is_dir() or not further:
-            yield from _within(item.path, steps if step == "**" and item.is_dir() else further, above)
+        if _is_folder(item):
+            yield from _within(item.path, steps if step == "**" else further, above)
+        elif not further:
+            yield from _within(item.path, further, above)
 
 
 def _within(path: str, steps: list[str], above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
     """What matches further steps below a folder; without any, the file itself."""
     if steps:
-        if os.path.isdir(path) and (identity := _identity(path)) not in above:
-            yield from _matching(path, steps, above | {identity})
+        own = _stat(path)
+        if own is not None and file_mode.S_ISDIR(own.st_mode) and (own.st_dev, own.st_ino) not in above:
+            yield from _matching(path, steps, above | {(own.st_dev, own.st_ino)})
     elif (entry := _local_item(path)) is not None:
         yield entry
 
@@ -375,16 +386,29 @@ def _below(folder: str, path: str, name: str) -> str:
     return folder.rstrip("/") + "/" + name[len(path.rstrip("/")) :].lstrip("/")
 
 
-def _local_entry(path: str) -> Entry | None:
+def _stat(path: str) -> os.stat_result | None:
+    """What is known of a file or folder; None where there is none."""
     try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        return os.stat(path)
+    except OSError as error:
+        # Also a link that leads to itself, and what is no name at all.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return None  # A link that leads to itself.
+            return False
         raise
-    if not file_mode.S_ISREG(found.st_mode):
+
+
+def _local_entry(path: str) -> Entry | None:
+    found = _stat(path)
+    if found is None or not file_mode.S_ISREG(found.st_mode):
         return None
     return Entry(path, found.st_size, None, found.st_mtime_ns)
 

@@ -137,7 +137,8 @@ def segments_of(
                 found[one.start, one.end] = Segment(one.start, one.end, one.short, number)
         channels.append(sorted(found.values(), key=place))
         left_out |= {mine[i]: "outside" for i in segmenter.outside}
-    return channels, left_out, speech
+    labelled = {one.given for segments in channels for one in segments}
+    return channels, {number: why for number, why in left_out.items() if number not in labelled}, speech
 
 
 def place(segment: Segment) -> tuple[int, int, int]:

@@ -261,7 +261,7 @@ def test_given_channels_of_a_split_recording(tmp_path: Path) -> None:
     assert [(one["channel"], one["start_s"]) for one in mine.segments] == [(0, 3.0), (1, 1.0), (1, 3.0)]
     (failure,) = mine.failures
     assert (failure["code"], failure["start_s"], failure["transient"]) == ("SEGMENT_NO_CHANNEL", 1.0, False)
-    assert failure["message"] == "it is of channel 5, counted from 0, and the recording has 2"
+    assert failure["message"] == "it is of channel 5, counted from 0, which is none that is labelled"
 
 
 def test_a_channel_that_is_not_there_is_no_other_one(tmp_path: Path) -> None:
@@ -271,6 +271,8 @@ def test_a_channel_that_is_not_there_is_no_other_one(tmp_path: Path) -> None:
     mine = gather(Decode(segmentation="given", channels="split", speech=False)(table([row(path, wanted)])))[path]
     assert [one["start_s"] for one in mine.segments] == [1.0]
     assert mine.codes == ["SEGMENT_NO_CHANNEL"]
+    first = gather(Decode(segmentation="given", channels="first", speech=False)(table([row(path, wanted)])))[path]
+    assert ([one["start_s"] for one in first.segments], first.codes) == ([1.0], ["SEGMENT_NO_CHANNEL"])
     mixed = gather(Decode(segmentation="given", channels="mix", speech=False)(table([row(path, wanted)])))[path]
     assert ([one["start_s"] for one in mixed.segments], mixed.codes) == ([1.0, 3.0], [])
 
@@ -281,7 +283,7 @@ def test_a_channel_that_is_not_there_is_no_other_one(tmp_path: Path) -> None:
         ([GivenSegment(5.0, 12.0, None), GivenSegment(5.0, 10.0, None)], "mix"),
         ([GivenSegment(5.0, None, None), GivenSegment(5.0, 8.0, None)], "mix"),
         ([GivenSegment(0.1, 3.0, None), GivenSegment(0.10001, 3.0, None)], "mix"),
-        ([GivenSegment(0.0, 5.0, 0), GivenSegment(0.0, 5.0, 1)], "first"),
+        ([GivenSegment(0.0, 5.0, 0), GivenSegment(0.0, 5.0, 1)], "mix"),
         ([GivenSegment(0.0, 5.0, None), GivenSegment(0.0, 5.0, 0)], "split"),
     ],
 )
@@ -292,6 +294,23 @@ def test_the_same_samples_are_labelled_once(wanted: list[GivenSegment], channels
     ended_well(mine)
     assert len(mine.segments) == 1
     assert mine.codes == ["SEGMENT_TWICE"]
+
+
+def test_what_is_alike_on_one_channel_alone_is_labelled_on_the_other(tmp_path: Path) -> None:
+    path = write_speech(tmp_path / "call.wav", seconds=8.0, channels=2)
+    wanted = [GivenSegment(5.0, 12.0, None), GivenSegment(5.0, 10.0, 0)]
+    mine = gather(Decode(segmentation="given", channels="split", speech=False)(table([row(path, wanted)])))[path]
+    assert ([(one["channel"], one["start_s"]) for one in mine.segments], mine.codes) == ([(0, 5.0), (1, 5.0)], [])
+
+
+@pytest.mark.parametrize("segmentation", ["whole", "window:3/3", "vad"])
+def test_given_segments_say_nothing_of_another_segmentation(segmentation: str, tmp_path: Path) -> None:
+    path = write_speech(tmp_path / "call.wav", seconds=9.0)
+    wanted = [GivenSegment(1.0, 2.0, 1), GivenSegment(0.0, 1_000.0, 0), GivenSegment(50.0, 60.0, 0)]
+    decode = Decode(segmentation=segmentation, channels="split", speech=False)
+    asked, plain = (gather(decode(table([row(path, given)])))[path] for given in (wanted, ()))
+    assert asked.codes == []
+    assert [one["segment_id"] for one in asked.segments] == [one["segment_id"] for one in plain.segments] != []
 
 
 def test_a_recording_of_which_every_segment_is_refused_is_not_labelled_whole(tmp_path: Path) -> None:

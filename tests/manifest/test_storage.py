@@ -142,6 +142,51 @@ def test_a_folder_that_cannot_be_listed_is_told(pattern: str, tmp_path: Path, mo
     assert read_manifest(f"{tmp_path}/*/1.wav").num_rows == 1
 
 
+@pytest.mark.parametrize("pattern", ["", "/*", "/**", "/**/*.wav", "/*/*/*.wav"])
+def test_a_link_to_itself_stands_in_nobodys_way(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for name in ("a.wav", "deep/er/b.wav"):
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to("loop")
+    found = {Path(uri).name for uri in read_manifest(f"{tmp_path}{pattern}")["uri"].to_pylist()}
+    # One that leads nowhere is told by whoever decodes it.
+    assert (
+        found - {"loop"}
+        == {
+            "": {"a.wav", "b.wav"},
+            "/*": {"a.wav"},
+            "/**": {"a.wav", "b.wav"},
+            "/**/*.wav": {"a.wav", "b.wav"},
+            "/*/*/*.wav": {"b.wav"},
+        }[pattern]
+    )
+
+
+def test_a_folder_in_the_middle_that_cannot_be_asked_about_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/audio/1.wav", "b/audio/2.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    asked = os.stat
+
+    def refusing(path: object, **named: object) -> object:
+        if str(path).endswith("b/audio"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return asked(path, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refusing)
+    with pytest.raises(SerpipeError, match="MANIFEST_OUT_OF_REACH"):
+        read_manifest(f"{tmp_path}/*/audio/*.wav")
+
+
+def test_what_is_no_name_is_one_recording_that_fails(tmp_path: Path) -> None:
+    """As where a transcript stands in the column of the paths; the others are labelled."""
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "list.csv").write_text(f"path\na.wav\n{'long ' * 80}\n")
+    assert read_manifest(str(tmp_path / "list.csv")).num_rows == 2
+
+
 def test_a_file_that_cannot_be_asked_about_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.wav").touch()
     asked = os.stat
