@@ -118,7 +118,8 @@ def wait(kubernetes: Kubernetes, name: str, every_s: float = LOOK_EVERY_S) -> in
         # A night that was stopped by hand ends as complete too.
         if state == "Complete" and status.get("jobStatus") == "SUCCEEDED":
             return 0
-        if state in ("Complete", "Failed"):
+        # Of a RayJob that its validation refuses the operator says so and nothing more.
+        if state in ("Complete", "Failed", "ValidationFailed"):
             print(
                 f"{name}: {status.get('jobStatus')} {status.get('reason', '')} {status.get('message', '')}", flush=True
             )

@@ -73,7 +73,7 @@ def label(
     try:
         result = run(manifest, store, format=format_, columns=roles, **options)
     except KeyboardInterrupt as stop:
-        why = stop or "the run was stopped before it had labelled anything; the same command starts it again"
+        why = str(stop) or "the run was stopped before it had labelled anything; the same command starts it again"
         click.echo(f"serpipe: RUN_STOPPED: {why}", err=True)
         sys.exit(EXIT_BROKEN)
     for line in _summary(result):

@@ -206,10 +206,6 @@ def label(
             relabel=relabel,
             whole=share is None,
         )
-        if old.units.num_rows:
-            # Under the same fingerprints they would stand beside the new ones. A run that dies behind this is gone on
-            # with by the next one, asked or not.
-            rewrite.forget(storage, old.units)
         todo = plan.make_plan(
             storage,
             run_id,
@@ -220,6 +216,7 @@ def label(
             models=fingerprints,
             by_length=cut.by_length,
             relabel=relabel,
+            reopened=old.units,
         )
         asked = {
             **audio_facts(segmentation, channels),
@@ -283,6 +280,10 @@ def label(
             embeddings=embeddings,
             limits=limits or Limits(),
         )
+        if old.units.num_rows:
+            # Under the same fingerprints they would stand beside the new ones; once nothing of the request can be
+            # refused any more. A run that dies behind this is gone on with by the next one, asked or not.
+            rewrite.forget(storage, old.units)
         record = replace(record, models=fingerprints, asked=asked | {"passports": passports})
         with _recorded(storage, record), _progress(storage, run_id, todo.total_s) as board:
             sink = StoreSink(

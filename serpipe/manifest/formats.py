@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TextIO, cast
@@ -95,18 +96,53 @@ def _header(uri: str, line: str) -> tuple[list[str], Callable[[TextIO], Iterator
 
 
 def _comma_records(stream: TextIO, delimiter: str, spaced: bool) -> Iterator[Record]:
-    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+    lines = _Lines(stream)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
     while True:
-        line = reader.line_num + 2  # the header was line 1, and was not read by this reader
+        lines.begin()
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, f"the row is not CSV: {error}"
+            yield lines.first, f"the row is not CSV: {error}"
+            # A quote that nobody closes, or that closes in another row, takes lines with it that are rows of their own.
+            lines.give_back()
             continue
         if values:
-            yield line, values
+            yield lines.first, values
+
+
+class _Lines:
+    """The lines of a table behind its header, of which those of a record can be had once more.
+
+    Attributes:
+        first: number of the record's first line; the header is line 1.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._again: deque[str] = deque()
+        self._taken: list[str] = []
+        self.first = 2
+
+    def begin(self) -> None:
+        """A record begins with the next line."""
+        self.first += len(self._taken)
+        self._taken.clear()
+
+    def give_back(self) -> None:
+        """All lines of the record but its first are to be read again."""
+        self._again.extendleft(reversed(self._taken[1:]))
+        del self._taken[1:]
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._stream)
+        self._taken.append(line)
+        return line
 
 
 def _tab_records(stream: TextIO) -> Iterator[Record]:
@@ -250,7 +286,8 @@ def plain_row(named: Mapping[str, str]) -> Callable[[dict[str, object]], Describ
         names = tuple(row)
         if names not in known:
             # A row may lack an optional key; whether a named column exists at all was settled on opening.
-            here = {role: name for role, name in named.items() if not name.strip() or name.strip() in names}
+            there = {name.strip().casefold() for name in names}
+            here = {role: name for role, name in named.items() if not name.strip() or name.strip().casefold() in there}
             absent = {role: "" for role in named if role not in here}
             if len(known) > 4096:
                 known.clear()

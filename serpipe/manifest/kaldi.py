@@ -47,7 +47,7 @@ def read_kaldi(
 
         yield from _batches(uri, query, recording, batch_rows)
         return
-    where = _pairs(uri, query)
+    where, twice = _pairs(uri, query), _twice(uri, query)
 
     def segment(_: int, line: str) -> Described:
         steps = line.split()
@@ -56,6 +56,8 @@ def read_kaldi(
         utterance, key, start, end = steps[:4]
         if key not in where:
             raise BadRowError("MANIFEST_MISSING_URI", f"the recording {key!r} is not in {uri}")
+        if key in twice:
+            raise BadRowError("MANIFEST_DUPLICATE_KEY", f"the key {key!r} stands in {uri} twice, with other files")
         try:
             whole = float(end) == _ALL_OF_IT
         except ValueError:
@@ -96,6 +98,15 @@ def _batches(
 def _pairs(uri: str, query: str | None = None) -> dict[str, str]:
     with open_text(uri, query) as stream:
         return dict(pair for line in stream if (pair := _key_and_rest(line))[0])
+
+
+def _twice(uri: str, query: str | None) -> set[str]:
+    """Keys that stand for several files."""
+    seen: dict[str, str] = {}
+    with open_text(uri, query) as stream:
+        return {
+            key for line in stream for key, rest in [_key_and_rest(line)] if key and seen.setdefault(key, rest) != rest
+        }
 
 
 def _key_and_rest(line: str) -> tuple[str, str]:

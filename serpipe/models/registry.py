@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import socket
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,6 +34,7 @@ FAMILIES = (
 
 _ANY_CLASSIFIER = "serpipe.models.generic"
 _STUDENT = "serpipe.models.probe"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class Family(Protocol):
@@ -133,7 +135,7 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
         dtype: number format to compute in.
 
     Raises:
-        UsageError: `MODEL_UNKNOWN`, with the nearest names.
+        UsageError: `MODEL_UNKNOWN`, with the nearest names; `MODEL_NAME`.
         ModelError: `MODEL_WEIGHTS_MISSING`, with the command that fetches them.
 
     Examples:
@@ -142,6 +144,12 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
     """
     named, _, location = text.partition("=")
     name, _, revision = named.partition("@")
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "MODEL_NAME",
+            f"{name!r} is no name for a model: names of folders and files are made of it, so take letters, digits, "
+            f"'.', '_' and '-', as in {re.sub('[^A-Za-z0-9._-]+', '-', name.rpartition('/')[2]).strip('.-') or 'mine'}",
+        )
     for module, family in families().items():
         for spec in family.SPECS:
             if spec.name == name:

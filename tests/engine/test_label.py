@@ -246,6 +246,10 @@ def test_bad_rows_stop_a_run_before_it_starts_or_go_to_quarantine(archive: Path,
     with pytest.raises(UsageError, match="row 3"):
         serpipe.label(str(manifest), store)
     assert not (tmp_path / "store" / "runs").exists()
+    # With nothing left, a night without work would look like a good one.
+    (tmp_path / "bad.csv").write_text(f"path,start,end\n{archive}/a/two.wav,nan,3\n")
+    with pytest.raises(UsageError, match="1 row cannot be used, and there is no other; mend the manifest:"):
+        serpipe.label(str(tmp_path / "bad.csv"), store, skip_bad_rows=True)
     result = serpipe.label(str(manifest), store, skip_bad_rows=True)
     assert (result.bad_rows, result.predictions) == (1, 1)
     (row,) = serpipe.open(store).quarantine().to_pylist()

@@ -14,6 +14,7 @@ from serpipe import plan
 from serpipe.engine import outdated
 from serpipe.engine.planning import plan_ahead
 from serpipe.engine.request import Cut
+from serpipe.errors import UsageError
 from serpipe.manifest.schemas import RECORDINGS
 from serpipe.models.registry import resolve
 from serpipe.store import commit, runs, schemas, version
@@ -160,6 +161,10 @@ def test_a_list_that_grows_segments_and_embeddings(tmp_path: Path) -> None:
     tables = serpipe.open(store)
     assert tables.predictions()["start_s"].to_pylist() == [0.0, 4.0]
     assert read(store, "segments").num_rows == read(store, "predictions").num_rows == 2
+    for refused, code in (({"pools": ["typo"]}, "POOL_UNKNOWN"), ({"decoders": 99}, "CLUSTER_TOO_FEW_CPUS")):
+        with pytest.raises(UsageError, match=code):
+            night("0,2", "4,6", relabel=True, **refused)
+        assert serpipe.open(store).predictions().num_rows == 2, "what cannot be done takes nothing away"
     assert "without utterance embeddings" in night("0,2", "4,6").kept[0]
     assert night("0,2", "4,6", relabel=True).predictions == 2
     assert serpipe.open(store).embeddings("embedded").num_rows == read(store, "predictions").num_rows == 2

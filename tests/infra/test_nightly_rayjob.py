@@ -109,6 +109,7 @@ def test_a_night_is_made_once(server: ApiServer, kubernetes: Any) -> None:
         ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 3),
         ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed"}, 3),
         ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}, 3),
+        ({"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed"}, 3),
     ],
 )
 def test_its_end_is_waited_for(server: ApiServer, kubernetes: Any, last: dict[str, str], code: int) -> None:

@@ -165,6 +165,7 @@ def test_commands_of_kaldi_are_never_run(tmp_path: Path, segments: bool) -> None
         ("a a.wav\nb -\n", None, "MANIFEST_UNSUPPORTED"),
         ("a a.wav\nb\n", None, "MANIFEST_MISSING_URI"),
         ("a a.wav\na b.wav\n", None, "MANIFEST_DUPLICATE_KEY"),
+        ("a a.wav\nb b.wav\nb c.wav\n", "ua a 0 1\nub b 0 1\n", "MANIFEST_DUPLICATE_KEY"),
         ("a a.wav\n", "ua a 0 1\nub b 0 1\n", "MANIFEST_MISSING_URI"),
         ("a a.wav\n", "ua a 0 1\nub a 0\n", "MANIFEST_BAD_ROW"),
         ("a a.wav\n", "ua a 0 1\nub a 2 x\n", "MANIFEST_BAD_TIME"),
@@ -175,6 +176,46 @@ def test_bad_lines_of_kaldi(tmp_path: Path, scp: str, segments: str | None, code
     if segments is not None:
         (tmp_path / "segments").write_text(segments)
     assert bad_row(tmp_path)[:2] == (2, code)
+
+
+cells_ = st.sampled_from(["", "x", "two words", '"quoted"', '"a, b"', '"two\nlines"', '"doubled "" inside"'])
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    cells=st.lists(cells_, min_size=2, max_size=9),
+    broken=st.sampled_from(['"', '"x', '"x" y', 'a"b"', '"two\nlines']),
+    data=st.data(),
+)
+def test_a_stray_quote_costs_its_own_row_alone(
+    cells: list[str], broken: str, data: st.DataObject, tmp_path: Path
+) -> None:
+    """What a quote that nobody closes runs into are rows of their own."""
+    place = data.draw(st.integers(0, len(cells) - 1))
+    rows = [f"{number}.wav,{cell}" for number, cell in enumerate(cells)]
+    rows[place] = f"{place}.wav,{broken}"
+    (tmp_path / "m.csv").write_text("\n".join(["path,text", *rows, ""]))
+    good, bad = read_manifest_with_errors(str(tmp_path / "m.csv"))
+    found = {Path(uri).name for uri in good["uri"].to_pylist()}
+    assert bad.num_rows or f"{place}.wav" in found
+    # A quote behind it may close it, and then it is a row by itself that takes those between with it.
+    later = any(cell.startswith('"') for cell in cells[place + 1 :])
+    if not later:
+        assert found >= {f"{number}.wav" for number in range(len(cells)) if number != place}
+
+
+def test_rows_behind_a_stray_quote_are_not_lost(tmp_path: Path) -> None:
+    for last in ("c.wav,y", 'c.wav,"bye"'):
+        (tmp_path / "m.csv").write_text(f'path,text\na.wav,"hello\nb.wav,x\n{last}\nd.wav,z\n')
+        good, bad = read_manifest_with_errors(str(tmp_path / "m.csv"))
+        assert sorted(Path(uri).name for uri in good["uri"].to_pylist()) == ["b.wav", "c.wav", "d.wav"]
+        assert bad["row"].to_pylist() == [2]
+
+
+def test_a_column_of_jsonl_is_found_whatever_its_case(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "Begin_t": 1, "dur": 2}\n')
+    found = plain(read_manifest(str(tmp_path / "m.jsonl"), columns={"start": "begin_t", "duration": "dur"}))
+    assert [(one["start_s"], one["end_s"]) for one in found[0]["given"]] == [(1.0, 3.0)]
 
 
 def test_two_rows_of_one_recording_name_each_other(tmp_path: Path) -> None:

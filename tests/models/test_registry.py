@@ -60,6 +60,15 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
         registry.resolve("xyzzyxyzzy")
 
 
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [("superb/wav2vec2", "wav2vec2"), ("my model", "my-model"), ("", "mine"), ("../x", "x"), ("a%", "a")],
+)
+def test_a_name_that_makes_no_folder_is_refused(name: str, better: str) -> None:
+    with pytest.raises(UsageError, match=rf"MODEL_NAME: .* as in {better}$"):
+        registry.resolve(f"{name}=/models/x")
+
+
 def test_a_fingerprint_is_weights_and_format(tmp_path: Path) -> None:
     ours = registry.resolve("embedded")
     assert registry.resolve("embedded") == ours
