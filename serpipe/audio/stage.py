@@ -171,6 +171,11 @@ class _Job:
         self._settled = {
             (entry["unit"], entry["model"]) for entry in settled if models.get(entry["model"]) == entry["fp"]
         }
+        self._ends = {
+            entry["model"]: entry["unit"]
+            for entry in settled
+            if entry.get("final") and models.get(entry["model"]) == entry["fp"]
+        }
         self._stored = {entry["unit"] for entry in settled if entry["status"] != "failed"}
         # What fails before any model is logged once, with whichever model's commit settles the unit first.
         self._logged = {entry["unit"] for entry in settled}
@@ -287,11 +292,23 @@ class _Job:
     def failed(self, builder: PackBuilder, error: AudioError) -> None:
         """The rest of the recording cannot be had: settled as failed, or left open when it may work later."""
         status = "open" if error.transient else "failed"
-        row = self._unit_row(self._next, final=True, status=status, todo=self._todo(self._next))
-        builder.add_unit(row)
-        if error.transient or self._next not in self._failed:
+        gaps = self._gaps()
+        for number, models in sorted(gaps.items()):
+            builder.add_unit(self._unit_row(number, final=True, status=status, todo=models))
+        if gaps and (error.transient or not gaps.keys() <= self._failed):
             stage = "read" if error.code.startswith("RECORDING_") else "decode"
-            builder.add_failure(self._failure(error, stage, unit=self._next))
+            builder.add_failure(self._failure(error, stage, unit=min(gaps)))
+
+    def _gaps(self) -> dict[int, list[str]]:
+        """From here on the first unit that each model lacks, with those models; of those that have all, none."""
+        gaps: dict[int, list[str]] = {} if self._models else {self._next: []}
+        for model in self._models:
+            number = self._next
+            while (number, model) in self._settled:
+                number += 1
+            if number <= self._ends.get(model, number):
+                gaps.setdefault(number, []).append(model)
+        return gaps
 
     def given_up(self, builder: PackBuilder, units: Sequence[tuple[int, bool, list[str]]], error: AudioError) -> None:
         """Nothing more of the recording is tried."""

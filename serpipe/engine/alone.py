@@ -244,7 +244,7 @@ def with_settled(recording: pa.Table, packs: Sequence[pa.Table], models: dict[st
     for pack in packs:
         for unit in rows_of(pack, "units").to_pylist():
             settled += [
-                {"unit": unit["unit"], "model": model, "fp": models[model], "status": unit["status"]}
+                {"model": model, "fp": models[model], **{name: unit[name] for name in ("unit", "status", "final")}}
                 for model in unit["todo"]
             ]
     if "settled" not in recording.column_names:

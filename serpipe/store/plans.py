@@ -20,6 +20,7 @@ SETTLED = pa.struct(
         pa.field("model", pa.string()),
         pa.field("fp", pa.string()),
         pa.field("status", pa.string()),
+        pa.field("final", pa.bool_()),
     ]
 )
 

@@ -392,6 +392,35 @@ settled_ = st.dictionaries(
 )
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    ends=st.fixed_dictionaries({model: st.none() | st.integers(0, 5) for model in MODELS}),
+    open_=st.sets(st.tuples(st.sampled_from(sorted(MODELS)), st.integers(0, 5))),
+)
+def test_a_recording_that_is_gone_is_settled_from_where_each_model_stands(
+    ends: dict[str, int | None], open_: set[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A run was killed, or units were made work again, and the file has been deleted since: it must not stay open."""
+    there = {model: set(range(6 if end is None else end + 1)) for model, end in ends.items()}
+    there = {model: {unit for unit in units if (model, unit) not in open_} for model, units in there.items()}
+    entries = [
+        {"unit": unit, "model": model, "fp": MODELS[model], "status": "labelled", "final": unit == ends[model]}
+        for model, units in there.items()
+        for unit in units
+    ]
+    gone = str(tmp_path_factory.getbasetemp() / "gone.wav")
+    decode = Decode(segmentation="window:2/2", speech=False, models=MODELS)
+    found = gather(decode(table([row(gone, settled=entries)]))).get(gone, Found())
+    wanted = {
+        model: min(set(range(7)) - there[model])
+        for model, end in ends.items()
+        if end is None or there[model] != set(range(end + 1))
+    }
+    assert {model: unit["unit"] for unit in found.units for model in unit["todo"]} == wanted
+    assert all(unit["final"] and unit["status"] == "failed" for unit in found.units)
+    assert found.codes == ["RECORDING_NOT_FOUND"] * bool(wanted)
+
+
 @settings(max_examples=12, deadline=None)
 @given(settled=settled_, known=st.booleans())
 def test_a_resumed_recording_gives_exactly_what_is_missing(
