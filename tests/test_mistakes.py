@@ -51,6 +51,19 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LABEL = "label {0}/archive {0}/store"
 
 MISTAKES = {
+    "an option of whole models": (
+        "train {0}/s --gold {0}/g.csv --steps 9",
+        2,
+        "TRAIN_OPTION",
+        "--steps is of --finetune",
+    ),
+    "an option of heads": (
+        "train {0}/s --gold {0}/g.csv --finetune m=/m --hidden 0",
+        2,
+        "TRAIN_OPTION",
+        "--hidden is of students on",
+    ),
+    "a hub's id for a name": ("label {0}/archive {0}/store --model superb/hubert=/m", 2, "MODEL_NAME", "as in hubert"),
     "wrong path": ("label {0}/archve {0}/store", 2, "MANIFEST_NOT_FOUND", "there is no .*/archve; give a manifest"),
     "wrong kind of uri": ("label s4://b/archive {0}/store", 2, "MANIFEST_NO_FILESYSTEM", "write a local path, s3://"),
     "folder without audio": ("label {0}/no-audio {0}/store", 2, "MANIFEST_EMPTY", "name the folder they lie in"),

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from serpipe.cli.exits import EXIT_REFUSED
 
@@ -47,6 +48,7 @@ def train(
     Example:
       serpipe train demo/store --generation 1 --gold gold.csv
     """
+    _refuse_options_of_the_other(whole=finetune is not None)
     if finetune is not None:
         from serpipe.pseudolabel.finetune import finetune as run_finetune
 
@@ -63,6 +65,17 @@ def train(
     click.echo(f"{trained.name}: {facts['gold']['rows']} gold and {facts['pseudo_rows']} pseudo-labelled rows")
     click.echo(f"UA on gold voices it did not hear: {ua['value']:.3f} [{ua['low']:.3f}, {ua['high']:.3f}]")
     click.echo(f"label with it: --model {trained.name}={trained.folder}")
+
+
+def _refuse_options_of_the_other(*, whole: bool) -> None:
+    """Refuse what a head on embeddings, or a whole model, has no use for, where somebody gave it."""
+    from serpipe.errors import UsageError
+
+    context = click.get_current_context()
+    for name in ("backbone", "hidden") if whole else ("out", "workers", "steps"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            kind = "of students on embeddings, and with --finetune there is none" if whole else "of --finetune alone"
+            raise UsageError("TRAIN_OPTION", f"--{name} is {kind}; leave it out")
 
 
 @click.command()

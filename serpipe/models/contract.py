@@ -12,6 +12,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+LICENCE_NOT_KNOWN = "see the checkpoint's own card"
+"""The licence in the spec of a checkpoint that nobody but its configuration describes."""
+
 SAMPLE_RATE = 16_000
 """Hz. Every model of the field takes 16 kHz mono; the decoder delivers nothing else."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from serpipe.errors import ModelError
 from serpipe.labels import TAXONOMIES
 from serpipe.models.checkpoint import read_json
-from serpipe.models.contract import Adapter, ModelSpec
+from serpipe.models.contract import LICENCE_NOT_KNOWN, Adapter, ModelSpec
 
 SPECS: tuple[ModelSpec, ...] = ()
 """None: `spec_of` makes one for a checkpoint."""
@@ -59,7 +59,7 @@ def spec_of(directory: str, name: str) -> ModelSpec:
         name=name,
         hub_id=None,
         revision=None,
-        licence="see the checkpoint's own card",
+        licence=LICENCE_NOT_KNOWN,
         labels=labels,
         taxonomy=taxonomy_of(labels),
         parameters=sum(parameter.numel() for parameter in network.parameters()),

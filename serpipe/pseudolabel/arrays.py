@@ -121,7 +121,14 @@ def first_known(metas: Iterable[pa.Array], names: Sequence[str]) -> pa.Array:
 
     Args:
         metas: map arrays of one length.
-        names: columns, the likeliest first.
+        names: columns, the likeliest first; as in a manifest, their case does not count.
+
+    Examples:
+        >>> kind = pa.map_(pa.string(), pa.string())
+        >>> metas = pa.array([[("Speaker", "Ann")], None, [("age", "7"), ("SPEAKER", "Bo")]], kind)
+        >>> first_known([metas], ["speaker"]).to_pylist()
+        ['Ann', None, 'Bo']
     """
-    columns = [pc.map_lookup(meta, pa.scalar(name), "first") for meta in metas for name in names]
+    plain = [pa.MapArray.from_arrays(meta.offsets, pc.utf8_lower(meta.keys), meta.items) for meta in metas]
+    columns = [pc.map_lookup(meta, pa.scalar(name.lower()), "first") for meta in plain for name in names]
     return pc.coalesce(*columns)

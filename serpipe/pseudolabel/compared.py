@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from serpipe.errors import UsageError
 from serpipe.pseudolabel import gold as golden
 from serpipe.pseudolabel import sources, student
@@ -64,6 +67,33 @@ def find(store: Store, audio: str, which: Which) -> sources.Stored:
     raise UsageError(
         "PROMOTE_NOT_RELABELLED", f"{name} has not labelled {storage.root}; `{_labelling(store, audio, which)}` does"
     )
+
+
+def refuse_unheard(
+    store: Store, audio: str, names: Mapping[str, Which], answered: Mapping[str, NDArray[np.bool_]]
+) -> None:
+    """All must have labelled the clips that judge: what one of them was never asked would count as its mistake.
+
+    Clips that none has labelled, as where a segment failed, are everybody's.
+
+    Args:
+        store: the store.
+        audio: audio fingerprint of the clips.
+        names: what each is compared as.
+        answered: of each, by clip, whether it has labelled it.
+
+    Raises:
+        UsageError: `PROMOTE_NOT_RELABELLED`.
+    """
+    asked = np.any(list(answered.values()), axis=0)
+    for what, which in names.items():
+        lacks = int(np.count_nonzero(asked & ~answered[what]))
+        if lacks:
+            raise UsageError(
+                "PROMOTE_NOT_RELABELLED",
+                f"{student.name(*which)} has not labelled {lacks} of the {len(asked)} clips that judge, which another "
+                f"has that it is compared with; `{_labelling(store, audio, which)}` labels what was added",
+            )
 
 
 def _training(store: Store, which: Which) -> str:

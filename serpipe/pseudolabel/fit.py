@@ -56,19 +56,23 @@ class Examples:
         soft: float (n, classes), each row a distribution.
         weights: float (n,).
         groups: (n,), whose voice.
+        recordings: (n,), in which recording.
     """
 
     embeddings: NDArray[np.float16] | Floats
     soft: Floats
     weights: Floats
     groups: NDArray[np.str_]
+    recordings: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.soft)
 
     def take(self, rows: NDArray[np.bool_]) -> Examples:
         """Some of the rows."""
-        return Examples(self.embeddings[rows], self.soft[rows], self.weights[rows], self.groups[rows])
+        return Examples(
+            self.embeddings[rows], self.soft[rows], self.weights[rows], self.groups[rows], self.recordings[rows]
+        )
 
 
 @contextmanager
@@ -186,8 +190,11 @@ def left_out(gold: Examples, pseudo: Examples | None, settings: Settings, *, fol
             return logits_of(fit(gold, pseudo, settings), gold.embeddings)
         others = pseudo
         if others is not None and len(names) > 1:
-            # A teacher may have taught the pseudo-labels of this voice with this very clip.
-            others = others.take(~np.isin(others.groups, np.unique(gold.groups[held])))
+            # A teacher may have taught the pseudo-labels of this voice with this very clip. Where gold or the manifest
+            # alone says who speaks, only the recording tells that it is the same voice.
+            heard = np.isin(others.groups, np.unique(gold.groups[held]))
+            heard |= np.isin(others.recordings, np.unique(gold.recordings[held]))
+            others = others.take(~heard)
         logits[held] = logits_of(fit(gold.take(~held), others, settings), gold.embeddings[held])
     return logits
 

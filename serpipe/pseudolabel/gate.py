@@ -177,10 +177,11 @@ def no_group_harmed(student: Answers, other: Answers, limits: Limits) -> Verdict
         why = f"gold's recordings have no column {' or '.join(GROUPS)} with two values"
         return Verdict(gate="groups", passed=None, why=why)
     growth = {name: _growth(_gap(student, name), _gap(other, name), student, limits) for name in there}
-    worst = max(growth, key=lambda name: growth[name].value)
+    harmed = {name: grown for name, grown in growth.items() if grown.value > limits.gap and grown.low > 0}
+    worst = max(harmed or growth, key=lambda name: growth[name].value)
     return Verdict(
         gate="groups",
-        passed=not any(grown.value > limits.gap and grown.low > 0 for grown in growth.values()),
+        passed=not harmed,
         why=f"the distance between the UA of the best and the worst {worst} grows by {growth[worst]}; it must not grow "
         f"by more than {limits.gap:.3f} where its interval excludes 0",
     )

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from serpipe.errors import UsageError
-from serpipe.evaluate import Answers, Measure, difference, evaluate
+from serpipe.evaluate import Measure, difference, evaluate
 from serpipe.labels import CANONICAL
 from serpipe.pseudolabel import compared, gate, generation, schemas, sources, student
 from serpipe.pseudolabel import gold as golden
@@ -100,7 +100,9 @@ def promote(
     heard = {what: compared.find(opened, audio, which) for what, which in names.items()}
     compared.refuse_unlike(opened, audio, names, read)
     classes = _shared(heard, clips, read.location)
-    answers = {what: _answers(opened, audio, model, clips, classes) for what, model in heard.items()}
+    scored = {what: score(opened, audio, one, clips, by=gate.SLICES, among=classes) for what, one in heard.items()}
+    compared.refuse_unheard(opened, audio, names, {what: one.answered for what, one in scored.items()})
+    answers = {what: one.answers for what, one in scored.items()}
     canaries = _canaries(opened, audio, record, heard["student"])
     planted = measure(opened.storage, number, record["thresholds"], clips)
     verdicts = gate.judge(answers["student"], answers["gold-only"], answers.get("parent"), canaries, limits, planted)
@@ -144,7 +146,7 @@ def score_final(store: str, number: int, gold: str, *, kind: Kind = "probe") -> 
     heard = compared.find(opened, audio, (number, kind))
     compared.refuse_unlike(opened, audio, {"student": (number, kind)}, read)
     _refuse_unjudged(opened, (number, kind), heard)
-    found = evaluate(_answers(opened, audio, heard, clips, None))
+    found = evaluate(score(opened, audio, heard, clips, by=gate.SLICES).answers)
     mark = {
         "student": heard.model,
         "time": runs.now(),
@@ -220,12 +222,6 @@ def _shared(models: Mapping[str, sources.Stored], clips: pa.Table, gold: str) ->
             f"({', '.join(sorted(shared)) or 'none'}), and two are the least that can be told apart",
         )
     return tuple(emotion for emotion in CANONICAL if emotion in shared)
-
-
-def _answers(
-    store: Store, audio: str, model: sources.Stored, clips: pa.Table, classes: Sequence[str] | None
-) -> Answers:
-    return score(store, audio, model, clips, by=gate.SLICES, among=classes).answers
 
 
 def _canaries(

@@ -150,4 +150,7 @@ def _taught(storage: Storage, recipe: Recipe, promoted: int | None) -> Recipe:
             }
         ),
     )
-    return recipe.model_copy(update={"teachers": (*recipe.teachers, *students)})
+    # A recipe may name a student itself; what this round gives it to say counts then.
+    named = {teacher.model for teacher in students}
+    others = (teacher for teacher in recipe.teachers if teacher.model not in named)
+    return recipe.model_copy(update={"teachers": (*others, *students)})

@@ -31,11 +31,13 @@ class Scored:
         model: its name and fingerprint.
         answers: one a gold segment whose label the model can name.
         unsupported: gold segments of each label that it cannot name; they are in no figure.
+        answered: bool, one an answer: whether the model has labelled the segment at all.
     """
 
     model: sources.Stored
     answers: Answers
     unsupported: dict[str, int]
+    answered: NDArray[np.bool_]
 
 
 def stored(store: Store, audio: str, model: str, fp: str | None = None) -> sources.Stored:
@@ -117,7 +119,7 @@ def score(
     scores = scores_of(store, audio, model, gold, support)
     if among is not None:
         scores = scores / np.maximum(np.nansum(scores, axis=1, keepdims=True), LEAST)
-    answered = np.asarray((~np.isnan(scores)).any(axis=1)).tolist()
+    answered = np.asarray((~np.isnan(scores)).any(axis=1))
     best = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
     answers = answers_of(
         gold["label"].to_pylist(),
@@ -127,7 +129,8 @@ def score(
         predicted=[support[place] if there else None for place, there in zip(best, answered, strict=True)],
         slices=_slices(store, audio, model, gold, by),
     )
-    return Scored(model=model, answers=answers, unsupported={row["label"]: row["label_count"] for row in lost})
+    unsupported = {row["label"]: row["label_count"] for row in lost}
+    return Scored(model=model, answers=answers, unsupported=unsupported, answered=answered)
 
 
 def score_dimensions(
@@ -215,6 +218,9 @@ def report(
             yield f"  {lost} clips of {label} are left out: {model} cannot name it"
         for name, measure in evaluate(found.answers, count=count, seed=seed).items():
             yield f"  {name:<24} {measure}"
+        for column in by:
+            if column not in found.answers.slices:
+                yield f"  no clip has a column {column}"
         for (column, value), figures in by_slice(found.answers, count=count, seed=seed).items():
             for name in ("recall_macro_ua", "accuracy_wa", "f1_macro"):
                 yield f"  {column}={value}: {name} {figures[name]}"

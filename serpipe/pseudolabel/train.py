@@ -189,14 +189,15 @@ class Vectors:
         return result
 
     def examples(self, rows: pa.Table, soft: NDArray[np.float32], weights: NDArray[np.float32]) -> Examples:
-        """Rows with `segment_id` and `speaker` as examples."""
+        """Rows with `segment_id`, `recording_id` and `speaker` as examples."""
         speakers = np.array(rows["speaker"].to_pylist(), np.str_)
-        return Examples(self.of(rows["segment_id"]), soft, weights, speakers)
+        recordings = np.array([recording.hex() for recording in rows["recording_id"].to_pylist()], np.str_)
+        return Examples(self.of(rows["segment_id"]), soft, weights, speakers, recordings)
 
 
 def _kept(store: Store, record: Mapping[str, Any], matched: pa.Table, vectors: Vectors, seed: int) -> Examples:
     """A generation's kept rows to train on, in the order of their ids."""
-    columns = ["segment_id", "soft_label", "weight", "speaker", "uri"]
+    columns = ["segment_id", "recording_id", "soft_label", "weight", "speaker", "uri"]
     rows = generation.to_train_on(store.storage, record, matched, columns)
     if rows.num_rows > MOST:
         order = seeded(words(rows["segment_id"])[1], seed)

@@ -242,7 +242,10 @@ def _done(rows: Rows, price: float | None) -> dict[str, Any]:
 
 
 def _spans(rows: Rows, every: Iterable[picks.Pick], chosen: episode.Episode | None) -> list[clips.Span]:
-    asked: dict[str, Channels] = {run.run_id: run.asked.get("channels", "mix") for run in rows.store.runs()}
+    runs = rows.store.runs()
+    # A run that relabels from embeddings hears nothing; its segments are those of the run that cut them.
+    cut: dict[str, Channels] = {run.audio: run.asked["channels"] for run in runs if "channels" in run.asked}
+    asked: dict[str, Channels] = {run.run_id: run.asked.get("channels") or cut.get(run.audio, "mix") for run in runs}
     spans = {
         pick.segment_id.hex(): clips.Span(
             key=pick.segment_id.hex(),

@@ -243,6 +243,12 @@ def test_the_card_says_what_matters(world: World, tmp_path: Path) -> None:
     assert described["license"] == [TAINTED, "CC-BY-4.0", "unknown"]
 
 
+def test_a_checkpoint_of_ones_own_has_no_known_licence(world: World) -> None:
+    taught = [{"model": "mine", "licence": "see the checkpoint's own card", "student_of": None}]
+    found = licence.read(Storage(world.root), {"teachers": taught}, {"CC0-1.0": 3})
+    assert (found.known, found.complete) == (["CC0-1.0"], False)
+
+
 def test_a_student_has_the_licence_of_those_who_taught_it(world: World) -> None:
     taught = {"teachers": [{"model": "probe-1", "licence": None, "student_of": 1}]}
     found = licence.read(Storage(world.root), taught, {"CC0-1.0": 3})

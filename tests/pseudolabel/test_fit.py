@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from serpipe.pseudolabel import fit as module
-from serpipe.pseudolabel.fit import Examples, Settings, cool, fit, left_out, logits_of, temperature
+from serpipe.pseudolabel.fit import Examples, Head, Settings, cool, fit, left_out, logits_of, temperature
 
 
 def made(seed: int, n: int, *, gap: float = 1.0, voices: int = 5) -> Examples:
@@ -20,7 +21,8 @@ def made(seed: int, n: int, *, gap: float = 1.0, voices: int = 5) -> Examples:
     centres = np.random.default_rng(99).normal(size=(3, 8)) * gap
     embeddings = (centres[hard] + random.normal(size=(n, 8))).astype(np.float16)
     soft = np.eye(3, dtype=np.float32)[hard]
-    return Examples(embeddings, soft, np.ones(n, np.float32), np.array([f"v{i % voices}" for i in range(n)]))
+    voice = np.array([f"v{i % voices}" for i in range(n)])
+    return Examples(embeddings, soft, np.ones(n, np.float32), voice, np.array([f"r{seed}-{i}" for i in range(n)]))
 
 
 def right(logits: np.ndarray, examples: Examples) -> float:
@@ -63,8 +65,9 @@ def test_embeddings_are_not_held_a_second_time() -> None:
     random = np.random.default_rng(0)
     hard = np.arange(40_000) % 3
     embeddings = random.normal(size=(40_000, 128)).astype(np.float16)
-    pseudo = Examples(embeddings, np.eye(3, dtype=np.float32)[hard], np.ones(40_000, np.float32), hard.astype(str))
-    gold = Examples(embeddings[:30], pseudo.soft[:30], pseudo.weights[:30], pseudo.groups[:30])
+    soft, names = np.eye(3, dtype=np.float32)[hard], hard.astype(str)
+    pseudo = Examples(embeddings, soft, np.ones(40_000, np.float32), names, names)
+    gold = Examples(embeddings[:30], soft[:30], pseudo.weights[:30], names[:30], names[:30])
     tracemalloc.start()
     try:
         fit(gold, pseudo, Settings(steps=2))
@@ -76,15 +79,40 @@ def test_embeddings_are_not_held_a_second_time() -> None:
 
 def test_rows_without_weight_teach_nothing() -> None:
     gold, pseudo = made(0, 30), made(1, 200)
-    wrong = Examples(pseudo.embeddings, np.roll(pseudo.soft, 1, axis=1), np.zeros(200, np.float32), pseudo.groups)
+    wrong = replace(pseudo, soft=np.roll(pseudo.soft, 1, axis=1), weights=np.zeros(200, np.float32))
     both = Examples(
         np.concatenate([pseudo.embeddings, wrong.embeddings]),
         np.concatenate([pseudo.soft, wrong.soft]),
         np.concatenate([pseudo.weights, wrong.weights]),
         np.concatenate([pseudo.groups, wrong.groups]),
+        np.concatenate([pseudo.recordings, wrong.recordings]),
     )
     test = made(2, 300)
     assert right(logits_of(fit(gold, both, Settings()), test.embeddings), test) > 0.85
+
+
+@pytest.mark.parametrize("known", ["both", "gold alone"])
+def test_a_voice_that_is_left_out_is_heard_in_no_recording(known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pseudo-labels of gold's own recordings, whose speakers the manifest need not name."""
+    gold, pseudo = made(0, 20), made(1, 60)
+    gold = replace(gold, recordings=np.array([f"file-{i % 5}" for i in range(20)]))
+    pseudo = replace(pseudo, recordings=np.array([f"file-{i % 12}" for i in range(60)]))
+    if known == "gold alone":
+        pseudo = replace(pseudo, groups=pseudo.recordings)
+    heard = []
+
+    def watched(rows: Examples, others: Examples | None, settings: Settings) -> Head:
+        assert others is not None
+        held = ~np.isin(gold.groups, rows.groups)
+        assert not np.isin(others.recordings, gold.recordings[held]).any()
+        assert not np.isin(others.groups, gold.groups[held]).any()
+        heard.append(len(others))
+        return fit(rows, others, settings)
+
+    monkeypatch.setattr(module, "fit", watched)
+    left_out(gold, pseudo, Settings(steps=2))
+    assert len(heard) == 5
+    assert all(0 < count < 60 for count in heard)
 
 
 def test_gold_holds_its_share_of_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:

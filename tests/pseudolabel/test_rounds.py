@@ -29,6 +29,8 @@ from serpipe.pseudolabel.recipe import Budget, Recipe, Teacher, parse
 from serpipe.pseudolabel.relabel import relabel
 from serpipe.pseudolabel.scoring import score, stored
 from serpipe.pseudolabel.train import train
+from serpipe.store import ledger, rewrite
+from serpipe.store.damage import UNITS
 from serpipe.store.storage import Storage
 from serpipe.testing.speech import speech_like
 from tests.bench import Bench
@@ -294,6 +296,37 @@ def test_who_learnt_other_gold_or_was_trained_otherwise_is_not_judged(corpus: Pa
     chosen.write_text((corpus / "gold.csv").read_text().replace(",gate", ",dev").replace(",final", ",dev"))
     with pytest.raises(UsageError, match=r"PROMOTE_NO_GOLD: .* has no split gate or test"):
         promote(store, 1, str(chosen))
+
+
+def test_a_student_that_was_not_asked_is_not_wrong(corpus: Path, store: str) -> None:
+    """The archive grew, and only the newer student has labelled what was added: it would win by that alone."""
+    gold = str(corpus / "gold.csv")
+    generation.make(store, TAUGHT, gold=gold)
+    for number in (0, 1):
+        made(store, number, gold)
+    opened = serpipe.open(store)
+    matched = golden.match(opened, golden.read(gold), sources.audio_of(opened, None))
+    judging = matched.filter(pc.equal(matched["split"], "gate"))["recording_id"][0].as_py()
+    entries = ledger.load(opened.storage)
+    lost = pc.and_(
+        pc.equal(entries["model"], "probe-gold"),
+        pc.equal(entries["recording_id"].cast(pa.binary()), pa.scalar(judging, pa.binary())),
+    )
+    rewrite.forget(opened.storage, entries.filter(lost).select(UNITS.names).cast(UNITS))
+    with pytest.raises(UsageError, match=r"PROMOTE_NOT_RELABELLED: probe-gold has not labelled \d+ of the \d+ clips"):
+        promote(store, 1, gold, limits=gate.Limits(count=20))
+    assert relabel(store, f"{store}/{student.folder(0)}", name="probe-gold").segments
+    assert promote(store, 1, gold, limits=gate.Limits(count=20)).figures
+
+
+def test_a_recipe_may_name_a_student_that_rounds_name_too(corpus: Path, store: str) -> None:
+    gold = str(corpus / "gold.csv")
+    generation.make(store, TAUGHT, gold=gold)
+    for number in (0, 1):
+        made(store, number, gold)
+    named = (Teacher(model="teacher"), Teacher(model="probe-gold", fp=student.ref(Storage(store), 0).fp))
+    taught = rounds._taught(Storage(store), TAUGHT.model_copy(update={"teachers": named}), 1)
+    assert [teacher.model for teacher in taught.teachers] == ["teacher", "probe-gold", "probe-1"]
 
 
 def test_students_of_unlike_classes_are_judged_by_what_all_can_name(corpus: Path, store: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ import serpipe
 from serpipe.errors import StoreError
 from serpipe.report import build, episode, figures, picks
 from serpipe.report import rows as rows_module
+from serpipe.report.build import _spans
 from serpipe.report.rows import opened
-from serpipe.store import ledger, rewrite
+from serpipe.store import ledger, rewrite, runs, version
 from serpipe.store.storage import Storage
 from serpipe.testing.labelled import MadeUpModel, write_labelled_store
 from tests.report.conftest import LEVELS, add_levels
@@ -100,6 +102,18 @@ def test_levels_alone_have_a_page(tmp_path: Path) -> None:
     text = _text(root, tmp_path)
     assert "What exhubert named" in text
     assert all(level in text for level in LEVELS)
+
+
+def test_what_was_relabelled_is_heard_as_it_was_cut(tmp_path: Path) -> None:
+    """A student says its word from embeddings; the segments are those of the run that told the channels apart."""
+    storage = Storage(str(tmp_path))
+    version.check(storage)
+    for run, asked in (("R1", {"channels": "split"}), ("R2", {"relabelled": "m"})):
+        runs.save(storage, runs.Run(run_id=run, audio="a1", models={}, asked=asked))
+    said = {"size": 1, "etag": None, "start_s": 0.0, "end_s": 2.0, "said": "anger", "confidence": 0.5}
+    pick = picks.Pick(segment_id=bytes(16), recording_id=bytes(16), uri="/a.wav", run_id="R2", channel=1, **said)
+    (span,) = _spans(SimpleNamespace(store=serpipe.open(str(tmp_path))), [pick], None)  # type: ignore[arg-type]
+    assert (span.channels, span.channel) == ("split", 1)
 
 
 def _embedded(page: str) -> dict[str, NDArray[np.float32]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serpipe.models.contract import LICENCE_NOT_KNOWN
 from serpipe.models.registry import specs
 from serpipe.pseudolabel import generation
 from serpipe.store.storage import Storage
@@ -66,7 +67,9 @@ def _teachers(storage: Storage, record: Mapping[str, Any]) -> dict[str, str | No
             # What a student says, its own teachers taught it.
             found |= _teachers(storage, generation.load(storage, student_of))
         licence = teacher["licence"] or (known[name].licence if name in known else None)
-        if licence or not student_of:
+        if licence == LICENCE_NOT_KNOWN:
+            found[name] = None
+        elif licence or not student_of:
             found[name] = licence
     return found
 
