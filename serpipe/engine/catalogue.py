@@ -109,7 +109,7 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str, *, recheck: bo
     """Read a large manifest with Ray Data; the parts go to `runs/RUN/catalogue/`. Ray must be running.
 
     Raises:
-        SerpipeError: `RUN_BROKEN`, a part killed its worker on every try.
+        SerpipeError: `RUN_BROKEN`, a part killed its worker on every try; what reading a part raises.
     """
     import ray.data
 
@@ -138,7 +138,23 @@ def read_with_ray(manifest: Manifest, storage: Storage, run: str, *, recheck: bo
             f"Ray gave the reading of {manifest.location} up, for its workers died again and again ({cause}); run the "
             "same command again, and on nodes with more memory where that does not help",
         ) from error
+    except Exception as error:
+        told = _told_by_a_task(error)
+        if told is None:
+            raise
+        # Ray's own text is the task's traceback, with whatever a client library has put into its errors.
+        raise told from None
     return _stored(storage, run, pa.concat_tables([table.cast(_SIGNED) for table in signed]))
+
+
+def _told_by_a_task(error: BaseException | None) -> SerpipeError | None:
+    """What a task of ours has raised, behind what Ray makes of it."""
+    while error is not None:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, SerpipeError):
+            return cause
+        error = error.__cause__
+    return None
 
 
 def of_share(parts: Sequence[Callable[[], pa.Table]], shard: Shard | None) -> list[Callable[[], pa.Table]]:

@@ -53,6 +53,16 @@ def _bad(read: catalogue.Catalogue) -> list[tuple[str, int, str]]:
     return sorted((row["source"], row["row"], row["error_code"]) for row in read.bad.to_pylist())
 
 
+def test_what_a_reader_says_is_a_sentence_and_no_traceback(tmp_path: Path, ray_session: None) -> None:
+    """Ray's text of an error is the traceback of its task, signed addresses in the errors of clients included."""
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"/a/{number}.wav\n" for number in range(100)))
+    manifest = open_manifest(str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").unlink()
+    with pytest.raises(UsageError, match=r"^MANIFEST_NOT_FOUND: .*list.csv has gone since it was found$") as caught:
+        catalogue.read_with_ray(manifest, Storage(str(tmp_path / "store")), "R1")
+    assert caught.value.code == "MANIFEST_NOT_FOUND"
+
+
 def test_in_process(manifest: Manifest) -> None:
     assert len(manifest.parts) == 3
     assert catalogue.is_small(manifest)
