@@ -112,6 +112,11 @@ def _summary(result: Result) -> Iterator[str]:
         )
     if result.unsettled:
         yield f"{result.unsettled:,} recordings are not settled; the next run tries them again"
+    if result.twice:
+        yield (
+            f"{result.twice:,} units were labelled by two of its workers and stand twice: the next run labels them "
+            f"again (after shards, `serpipe verify {result.store}` first)"
+        )
     yield from _tries(result)
     yield f"tables: {result.store}"
 

@@ -25,7 +25,8 @@ from serpipe.models.passport import issue
 from serpipe.models.registry import ModelRef
 from serpipe.pack import ID
 from serpipe.shard import Shard
-from serpipe.store import closing, failing, ledger, mend, rewrite, runs, version
+from serpipe.store import closing, damage, failing, ledger, mend, rewrite, runs, version
+from serpipe.store.damage import UNITS
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
@@ -59,6 +60,8 @@ class Result:
         elapsed_s: seconds, Ray's start included.
         tried: recordings that this run and the tries before it had to do together; 0 where it is the only one.
         tried_failed: of these, those that are in quarantine now.
+        twice: units that two of its workers labelled, and that stand twice; a run of the whole store marks them, so
+            that the next one labels them again, and behind a shard `serpipe verify` does.
     """
 
     run_id: str | None
@@ -78,6 +81,7 @@ class Result:
     elapsed_s: float = 0.0
     tried: int = 0
     tried_failed: int = 0
+    twice: int = 0
 
     @property
     def labelled(self) -> int:
@@ -297,6 +301,14 @@ def label(
             careful.finish(storage, facts, stages, sink, board, todo.queries, held=held, relabel=relabel)
             held.check()
             ended = settle.settle(storage, facts)
+            # What a dead decoder had handed on Ray skips by its place when another decodes again. Where a recording
+            # could not be read before and can be now, others are in other packs then, and may come twice.
+            mine = ledger.load(storage, columns=[*UNITS.names, "commit"], run=run_id)
+            twice = damage.twice(mine)
+            if twice is not None:
+                counts["twice"] = twice.units.num_rows
+                if share is None:
+                    damage.mark(storage, [twice])
         counts |= _tried(storage, [*earlier, run_id] if earlier else [])
         result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
         sizes = {"bytes": runs.written(storage, run_id)} if expected else {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serpipe.errors import StoreError
 from serpipe.store import parquet, schemas
@@ -46,6 +47,25 @@ class Finding:
         """One line for people."""
         units = f"; {self.units.num_rows:,} units" if self.units.num_rows else ""
         return f"{self.code} {self.file or '-'}: {self.message}{units}"
+
+
+def twice(entries: pa.Table) -> Finding | None:
+    """Units that several commits settle, where there are any.
+
+    Args:
+        entries: of the ledger, with the columns of `UNITS` and `commit`.
+    """
+    counts = entries.group_by(UNITS.names).aggregate([("commit", "count")])
+    units = counts.filter(pc.greater(counts["commit_count"], 1)).select(UNITS.names).cast(UNITS)
+    if not units.num_rows:
+        return None
+    return Finding(
+        code="ROWS_TWICE",
+        file="",
+        message="units are labelled in two commits each, so their segments are there twice; all are labelled again",
+        remedy="again",
+        units=units,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,16 +269,9 @@ def _against_ledger(predictions: dict[tuple[object, ...], Seen], entries: pa.Tab
             remedy="index",
             units=_units(rows),
         )
-    counts = footers.group_by(UNITS.names).aggregate([("commit", "count")])
-    twice = counts.filter(pc.greater(counts["commit_count"], 1)).select(UNITS.names).cast(UNITS)
-    if twice.num_rows:
-        yield Finding(
-            code="ROWS_TWICE",
-            file="",
-            message="units are labelled in two commits each, so their segments are there twice; all are labelled again",
-            remedy="again",
-            units=twice,
-        )
+    twice = damage.twice(footers)
+    if twice is not None:
+        yield twice
 
 
 def _of_segments(whole: list[Seen], entries: pa.Table, judged: _Judged) -> Iterator[Finding]:

@@ -21,11 +21,12 @@ from ray.data.datasource import ReadTask
 
 import serpipe
 from serpipe.audio.stage import audio_fingerprint
-from serpipe.engine import source
+from serpipe.engine import pipeline, source
 from serpipe.errors import StoreError, UsageError
 from serpipe.store import version
 from serpipe.store.lease import Lease
 from serpipe.store.storage import Storage
+from serpipe.store.verify import verify
 from tests.tables import assert_same, read
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -254,6 +255,31 @@ def test_bad_rows_stop_a_run_before_it_starts_or_go_to_quarantine(archive: Path,
     assert (result.bad_rows, result.predictions) == (1, 1)
     (row,) = serpipe.open(store).quarantine().to_pylist()
     assert (row["stage"], row["uri"]) == ("manifest", f"{archive}/a/two.wav")
+
+
+def test_what_two_workers_of_a_run_labelled_is_told_and_made_again(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a decoder dies, and the recordings before one that can be read only now fall into other packs."""
+    store, calm = str(tmp_path / "store"), str(tmp_path / "calm")
+    carried_out = pipeline.execute
+
+    def twice(source: Any, stages: Any, sink: Any, board: Any) -> None:
+        carried_out(source, stages, sink, board)
+        recordings = serpipe.read_manifest(str(archive / "a")).slice(0, 1)
+        predict = serpipe.Predict(list(stages.pools[0].models), threads=1)
+        sink.of(sink._run, "other", 0).commit([predict(pack) for pack in serpipe.Decode(**stages.decode)(recordings)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "execute", twice)
+        result = serpipe.label(str(archive / "a"), store, segmentation="window:6/3")
+    assert result.twice == 1
+    again = serpipe.label(str(archive / "a"), store, segmentation="window:6/3")
+    # Both were taken out.
+    assert (again.twice, again.mended, again.recordings) == (0, 2, 1)
+    serpipe.label(str(archive / "a"), calm, segmentation="window:6/3")
+    assert_same(calm, store)
+    assert verify(Storage(store)).findings == ()
 
 
 def test_a_held_store_is_refused_with_its_holder(archive: Path, tmp_path: Path) -> None:
