@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -211,8 +212,11 @@ def scheduled(count: int, folder: Path) -> dict[str, Any]:
             figures[f"{name}_driver_cpu_s"] = time.process_time() - worked
             figures[f"{name}_driver_mb"] = memory.lap()
             if tasks <= BLOCKS:
-                # To its end, or its actor would stand in the next one's way; the last one ends with Ray.
+                # To its end, or its actor would stand in the next one's way.
                 assert next(blocks, None) is None
+            # The thread that schedules the rest ends with its iterator, and must not outlive Ray.
+            del blocks, dataset
+            gc.collect()
     return figures | {"tasks_cost_s": figures["all_first_block_s"] - figures["few_first_block_s"]}
 
 
