@@ -158,6 +158,25 @@ class Decode:
             job.failed(builder, AudioError("INTERNAL_ERROR", what, transient=True))
 
 
+def unsettled(entries: Sequence[Mapping[str, Any]], *, since: int = 0) -> list[tuple[int, bool]]:
+    """Units of a recording that one model lacks, each with whether it is the last.
+
+    Args:
+        entries: what is settled for the model: `unit`, and `final` where it is the recording's last.
+        since: the units before are settled by now.
+
+    Examples:
+        >>> unsettled([{"unit": 0, "final": False}, {"unit": 2, "final": False}])
+        [(1, False), (3, True)]
+        >>> unsettled([{"unit": 1, "final": True}]), unsettled([{"unit": 1, "final": True}], since=1)
+        ([(0, False)], [])
+    """
+    held = {entry["unit"] for entry in entries}
+    after = max(max(held, default=-1) + 1, since)
+    gaps = [(number, False) for number in range(since, after) if number not in held]
+    return gaps if any(entry.get("final") for entry in entries) else [*gaps, (after, True)]
+
+
 class _Job:
     """One recording on its way into packs."""
 
@@ -171,10 +190,9 @@ class _Job:
         self._settled = {
             (entry["unit"], entry["model"]) for entry in settled if models.get(entry["model"]) == entry["fp"]
         }
-        self._ends = {
-            entry["model"]: entry["unit"]
-            for entry in settled
-            if entry.get("final") and models.get(entry["model"]) == entry["fp"]
+        self._held = {
+            model: [entry for entry in settled if (entry["model"], entry["fp"]) == (model, fp)]
+            for model, fp in models.items()
         }
         self._stored = {entry["unit"] for entry in settled if entry["status"] != "failed"}
         # What fails before any model is logged once, with whichever model's commit settles the unit first.
@@ -293,21 +311,19 @@ class _Job:
         """The rest of the recording cannot be had: settled as failed, or left open when it may work later."""
         status = "open" if error.transient else "failed"
         gaps = self._gaps()
-        for number, models in sorted(gaps.items()):
-            builder.add_unit(self._unit_row(number, final=True, status=status, todo=models))
-        if gaps and (error.transient or not gaps.keys() <= self._failed):
+        for (number, final), models in sorted(gaps.items()):
+            builder.add_unit(self._unit_row(number, final=final, status=status, todo=models))
+        numbers = {number for number, _ in gaps}
+        if numbers and (error.transient or not numbers <= self._failed):
             stage = "read" if error.code.startswith("RECORDING_") else "decode"
-            builder.add_failure(self._failure(error, stage, unit=min(gaps)))
+            builder.add_failure(self._failure(error, stage, unit=min(numbers)))
 
-    def _gaps(self) -> dict[int, list[str]]:
-        """From here on the first unit that each model lacks, with those models; of those that have all, none."""
-        gaps: dict[int, list[str]] = {} if self._models else {self._next: []}
+    def _gaps(self) -> dict[tuple[int, bool], list[str]]:
+        """The units from here on that some model lacks, each with whether it is the last, and those models."""
+        gaps: dict[tuple[int, bool], list[str]] = {} if self._models else {(self._next, True): []}
         for model in self._models:
-            number = self._next
-            while (number, model) in self._settled:
-                number += 1
-            if number <= self._ends.get(model, number):
-                gaps.setdefault(number, []).append(model)
+            for gap in unsettled(self._held[model], since=self._next):
+                gaps.setdefault(gap, []).append(model)
         return gaps
 
     def given_up(self, builder: PackBuilder, units: Sequence[tuple[int, bool, list[str]]], error: AudioError) -> None:

@@ -114,8 +114,8 @@ def _summary(result: Result) -> Iterator[str]:
         yield f"{result.unsettled:,} recordings are not settled; the next run tries them again"
     if result.twice:
         yield (
-            f"{result.twice:,} units were labelled by two of its workers and stand twice: the next run labels them "
-            f"again (after shards, `serpipe verify {result.store}` first)"
+            f"{result.twice:,} units were labelled by two of its workers and stand twice: `serpipe verify "
+            f"{result.store}` marks them, and the same command again labels them once"
         )
     yield from _tries(result)
     yield f"tables: {result.store}"

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 
 from serpipe import plan
-from serpipe.audio.stage import Decode
+from serpipe.audio.stage import Decode, unsettled
 from serpipe.engine import pipeline
 from serpipe.engine.alone import Alone, Undecodable, Unusable, Work, with_settled
 from serpipe.engine.preflight import BUSY_CPUS
@@ -191,7 +191,7 @@ class _Careful:
         units = [
             (number, final, [model])
             for model, fp in models.items()
-            for number, final in _unsettled([row for row in mine if (row["model"], row["fp"]) == (model, fp)])
+            for number, final in unsettled([row for row in mine if (row["model"], row["fp"]) == (model, fp)])
         ]
         error = AudioError("AUDIO_WORKER_DIED", f"decoding it alone failed twice: {end.how}")
         pack = Decode(**self._stages.decode).give_up(recording, units, error)
@@ -277,21 +277,6 @@ class _Worker:
 
     def label(self, recording: pa.Table) -> Any:
         yield from self._alone.label(recording)
-
-
-def _unsettled(entries: list[dict[str, Any]]) -> list[tuple[int, bool]]:
-    """Units of a recording that one model lacks, each with whether it is the last.
-
-    Examples:
-        >>> _unsettled([{"unit": 0, "final": False}, {"unit": 2, "final": False}])
-        [(1, False), (3, True)]
-        >>> _unsettled([{"unit": 1, "final": True}])
-        [(0, False)]
-    """
-    held = {entry["unit"] for entry in entries}
-    after = max(held, default=-1) + 1
-    gaps = [(number, False) for number in range(after) if number not in held]
-    return gaps if any(entry["final"] for entry in entries) else [*gaps, (after, True)]
 
 
 def _node_memory() -> int:

@@ -173,16 +173,13 @@ def of_shard(part: Callable[[], pa.Table], shard: Shard) -> Callable[[], pa.Tabl
 
 
 def check(catalogue: Catalogue, *, skip_bad_rows: bool) -> None:
-    """Refuse a manifest with rows that cannot be used, or with none that can, before any work starts.
+    """Refuse a manifest with rows that cannot be used, before any work starts.
 
     Raises:
         UsageError: naming the first rows and what is wrong with them.
     """
-    if not catalogue.bad.num_rows:
-        return
-    all_are = not any(part().num_rows for part in catalogue.parts)
-    if all_are or not skip_bad_rows:
-        raise bad_rows_error(catalogue.bad, all_are=all_are)
+    if catalogue.bad.num_rows and not skip_bad_rows:
+        raise bad_rows_error(catalogue.bad)
 
 
 def _source(manifest: Manifest, buckets: int, recheck: bool) -> Any:

@@ -60,8 +60,8 @@ class Result:
         elapsed_s: seconds, Ray's start included.
         tried: recordings that this run and the tries before it had to do together; 0 where it is the only one.
         tried_failed: of these, those that are in quarantine now.
-        twice: units that two of its workers labelled, and that stand twice; a run of the whole store marks them, so
-            that the next one labels them again, and behind a shard `serpipe verify` does.
+        twice: units that two of its workers labelled, and that stand twice until `serpipe verify` has marked them and
+            the same command labels them again.
     """
 
     run_id: str | None
@@ -303,12 +303,8 @@ def label(
             ended = settle.settle(storage, facts)
             # What a dead decoder had handed on Ray skips by its place when another decodes again. Where a recording
             # could not be read before and can be now, others are in other packs then, and may come twice.
-            mine = ledger.load(storage, columns=[*UNITS.names, "commit"], run=run_id)
-            twice = damage.twice(mine)
-            if twice is not None:
-                counts["twice"] = twice.units.num_rows
-                if share is None:
-                    damage.mark(storage, [twice])
+            twice = damage.twice(ledger.load(storage, columns=[*UNITS.names, "commit"], run=run_id))
+            counts["twice"] = 0 if twice is None else twice.units.num_rows
         counts |= _tried(storage, [*earlier, run_id] if earlier else [])
         result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
         sizes = {"bytes": runs.written(storage, run_id)} if expected else {}

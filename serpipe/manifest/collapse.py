@@ -110,12 +110,11 @@ def collapse(rows: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(ids))
 
 
-def bad_rows_error(bad: pa.Table, *, all_are: bool = False) -> UsageError:
+def bad_rows_error(bad: pa.Table) -> UsageError:
     """Say in one sentence which rows cannot be used and why: the first five, and how many more.
 
     Args:
         bad: table of schema `ROWS` whose rows all carry an error.
-        all_are: whether the manifest has no others, so that leaving these out leaves nothing.
     """
     lines = [
         f"{row['source']}, row {row['row']}: {row['error']} [{row['error_code']}]"
@@ -127,8 +126,7 @@ def bad_rows_error(bad: pa.Table, *, all_are: bool = False) -> UsageError:
     said = "1 row cannot be used" if bad.num_rows == 1 else f"{bad.num_rows} rows cannot be used"
     return UsageError(
         code,
-        f"{said}{', and there is no other' if all_are else ''}; mend the manifest"
-        f"{'' if all_are else ', or pass `--skip-bad-rows` to quarantine them'}:\n  " + "\n  ".join(lines) + more,
+        f"{said}; mend the manifest, or pass `--skip-bad-rows` to quarantine them:\n  " + "\n  ".join(lines) + more,
     )
 
 

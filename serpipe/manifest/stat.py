@@ -83,20 +83,20 @@ class Listings:
             self._folders.update(zip(folders, threads.map(_list, folders), strict=True))
             single = [uri for uri in remote if self._folders.get(storage.parent(uri)) is None]
             asked = dict(zip(single, threads.map(_ask, single), strict=True))
-        refused = [answer for answer in asked.values() if isinstance(answer, SerpipeError)]
-        # S3 refuses to say that a file is missing to those who may not list: only where nothing at all is
-        # answered are the credentials to blame.
-        if refused and not any(isinstance(answer, storage.Entry) for answer in asked.values()):
-            raise refused[0]
-        single_found = {uri: e for uri, e in asked.items() if isinstance(e, storage.Entry)}
-        entries = [single_found.get(uri) if uri in asked else self._look_up(uri) for uri in uris]
+        here = {uri: _ask(uri) for uri in uris if storage.is_local(uri)}
+        for answers in (asked, here):
+            refused = [answer for answer in answers.values() if isinstance(answer, SerpipeError)]
+            # S3 refuses to say that a file is missing to those who may not list, and a folder may be somebody else's:
+            # only where nothing at all is answered are the credentials, or the mount, to blame.
+            if refused and not any(isinstance(answer, storage.Entry) for answer in answers.values()):
+                raise refused[0]
+        told = {uri: answer if isinstance(answer, storage.Entry) else None for uri, answer in (asked | here).items()}
+        entries = [told[uri] if uri in told else self._look_up(uri) for uri in uris]
         while len(self._folders) > 1 and sum(len(names or ()) for names in self._folders.values()) > _KEPT:
             del self._folders[next(iter(self._folders))]
         return entries
 
     def _look_up(self, uri: str) -> storage.Entry | None:
-        if storage.is_local(uri):
-            return storage.describe(uri)
         names = self._folders.get(storage.parent(uri))
         return names.get(uri) if names else None
 

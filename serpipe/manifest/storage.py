@@ -90,8 +90,6 @@ def describe(uri: str, query: str | None = None) -> Entry | None:
     if is_local(uri):
         try:
             return _local_entry(uri)
-        except PermissionError:
-            return None  # Of a list of many it is this one's failure, when it is opened.
         except OSError as error:
             raise out_of_reach(uri, error) from error
     fs, path = connect(uri)

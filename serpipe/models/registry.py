@@ -34,7 +34,7 @@ FAMILIES = (
 
 _ANY_CLASSIFIER = "serpipe.models.generic"
 _STUDENT = "serpipe.models.probe"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[^./\\\s=][^/\\=\x00-\x1f]*")
 
 
 class Family(Protocol):
@@ -147,8 +147,8 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
     if not _NAME.fullmatch(name):
         raise UsageError(
             "MODEL_NAME",
-            f"{name!r} is no name for a model: names of folders and files are made of it, so take letters, digits, "
-            f"'.', '_' and '-', as in {re.sub('[^A-Za-z0-9._-]+', '-', name.rpartition('/')[2]).strip('.-') or 'mine'}",
+            f"{name!r} is no name for a model: folders and files are named after it; take one without '/', as in "
+            f"{name.rpartition('/')[2].strip('. ') or 'mine'}",
         )
     for module, family in families().items():
         for spec in family.SPECS:

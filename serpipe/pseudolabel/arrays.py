@@ -121,14 +121,18 @@ def first_known(metas: Iterable[pa.Array], names: Sequence[str]) -> pa.Array:
 
     Args:
         metas: map arrays of one length.
-        names: columns, the likeliest first; as in a manifest, their case does not count.
+        names: columns, the likeliest first; as in a manifest, their case counts only where two are alike but for it.
 
     Examples:
         >>> kind = pa.map_(pa.string(), pa.string())
-        >>> metas = pa.array([[("Speaker", "Ann")], None, [("age", "7"), ("SPEAKER", "Bo")]], kind)
+        >>> metas = pa.array([[("Speaker", "Ann")], None, [("SPEAKER", "Bo"), ("speaker", "Cy")]], kind)
         >>> first_known([metas], ["speaker"]).to_pylist()
-        ['Ann', None, 'Bo']
+        ['Ann', None, 'Cy']
     """
-    plain = [pa.MapArray.from_arrays(meta.offsets, pc.utf8_lower(meta.keys), meta.items) for meta in metas]
-    columns = [pc.map_lookup(meta, pa.scalar(name.lower()), "first") for meta in plain for name in names]
+    columns = []
+    for meta in metas:
+        lower = pa.MapArray.from_arrays(meta.offsets, pc.utf8_lower(meta.keys), meta.items)
+        for name in names:
+            columns.append(pc.map_lookup(meta, pa.scalar(name), "first"))
+            columns.append(pc.map_lookup(lower, pa.scalar(name.lower()), "first"))
     return pc.coalesce(*columns)

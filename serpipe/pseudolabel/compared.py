@@ -70,28 +70,26 @@ def find(store: Store, audio: str, which: Which) -> sources.Stored:
 
 
 def refuse_unheard(
-    store: Store, audio: str, names: Mapping[str, Which], answered: Mapping[str, NDArray[np.bool_]]
+    store: Store, audio: str, names: Mapping[str, Which], asked: Mapping[str, NDArray[np.bool_]]
 ) -> None:
-    """All must have labelled the clips that judge: what one of them was never asked would count as its mistake.
-
-    Clips that none has labelled, as where a segment failed, are everybody's.
+    """All must have been asked of the clips that judge: what one of them never was would count as its mistake.
 
     Args:
         store: the store.
         audio: audio fingerprint of the clips.
         names: what each is compared as.
-        answered: of each, by clip, whether it has labelled it.
+        asked: of each, by clip, whether it has labelled it, or failed to.
 
     Raises:
         UsageError: `PROMOTE_NOT_RELABELLED`.
     """
-    asked = np.any(list(answered.values()), axis=0)
+    known = np.any(list(asked.values()), axis=0)
     for what, which in names.items():
-        lacks = int(np.count_nonzero(asked & ~answered[what]))
+        lacks = int(np.count_nonzero(known & ~asked[what]))
         if lacks:
             raise UsageError(
                 "PROMOTE_NOT_RELABELLED",
-                f"{student.name(*which)} has not labelled {lacks} of the {len(asked)} clips that judge, which another "
+                f"{student.name(*which)} has not labelled {lacks} of the {len(known)} clips that judge, which another "
                 f"has that it is compared with; `{_labelling(store, audio, which)}` labels what was added",
             )
 

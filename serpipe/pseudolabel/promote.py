@@ -101,7 +101,7 @@ def promote(
     compared.refuse_unlike(opened, audio, names, read)
     classes = _shared(heard, clips, read.location)
     scored = {what: score(opened, audio, one, clips, by=gate.SLICES, among=classes) for what, one in heard.items()}
-    compared.refuse_unheard(opened, audio, names, {what: one.answered for what, one in scored.items()})
+    compared.refuse_unheard(opened, audio, names, {what: one.asked for what, one in scored.items()})
     answers = {what: one.answers for what, one in scored.items()}
     canaries = _canaries(opened, audio, record, heard["student"])
     planted = measure(opened.storage, number, record["thresholds"], clips)

@@ -31,13 +31,13 @@ class Scored:
         model: its name and fingerprint.
         answers: one a gold segment whose label the model can name.
         unsupported: gold segments of each label that it cannot name; they are in no figure.
-        answered: bool, one an answer: whether the model has labelled the segment at all.
+        asked: bool, one an answer: whether the model has labelled the segment, or its recording to the end without it.
     """
 
     model: sources.Stored
     answers: Answers
     unsupported: dict[str, int]
-    answered: NDArray[np.bool_]
+    asked: NDArray[np.bool_]
 
 
 def stored(store: Store, audio: str, model: str, fp: str | None = None) -> sources.Stored:
@@ -130,7 +130,18 @@ def score(
         slices=_slices(store, audio, model, gold, by),
     )
     unsupported = {row["label"]: row["label_count"] for row in lost}
-    return Scored(model=model, answers=answers, unsupported=unsupported, answered=answered)
+    asked = answered | _heard_out(store, audio, model, gold)
+    return Scored(model=model, answers=answers, unsupported=unsupported, asked=asked)
+
+
+def _heard_out(store: Store, audio: str, model: sources.Stored, gold: pa.Table) -> NDArray[np.bool_]:
+    """Whether the model has come to the end of each segment's recording; what it lacks there has failed."""
+    entries = store.entries
+    for name, value in (("model", model.model), ("fp", model.fp), ("audio", audio), ("final", True)):
+        entries = entries.filter(pc.equal(entries[name], value))
+    ended = entries["recording_id"].combine_chunks().cast(pa.binary())
+    there = pc.is_in(gold["recording_id"].combine_chunks().cast(pa.binary()), value_set=ended)
+    return np.asarray(there.to_numpy(zero_copy_only=False), np.bool_)
 
 
 def score_dimensions(

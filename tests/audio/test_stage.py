@@ -411,14 +411,22 @@ def test_a_recording_that_is_gone_is_settled_from_where_each_model_stands(
     gone = str(tmp_path_factory.getbasetemp() / "gone.wav")
     decode = Decode(segmentation="window:2/2", speech=False, models=MODELS)
     found = gather(decode(table([row(gone, settled=entries)]))).get(gone, Found())
-    wanted = {
-        model: min(set(range(7)) - there[model])
-        for model, end in ends.items()
-        if end is None or there[model] != set(range(end + 1))
-    }
-    assert {model: unit["unit"] for unit in found.units for model in unit["todo"]} == wanted
-    assert all(unit["final"] and unit["status"] == "failed" for unit in found.units)
+    wanted = set()
+    for model, units in there.items():
+        last = max(units, default=-1)
+        wanted |= {(model, unit, False) for unit in range(last + 1) if unit not in units}
+        if ends[model] is None or ends[model] not in units:
+            wanted.add((model, last + 1, True))
+    assert {(model, unit["unit"], unit["final"]) for unit in found.units for model in unit["todo"]} == wanted
+    assert all(unit["status"] == "failed" for unit in found.units)
     assert found.codes == ["RECORDING_NOT_FOUND"] * bool(wanted)
+    # And that is all there is to settle.
+    entries += [
+        {"unit": unit["unit"], "model": model, "fp": MODELS[model], "status": "failed", "final": unit["final"]}
+        for unit in found.units
+        for model in unit["todo"]
+    ]
+    assert not gather(decode(table([row(gone, settled=entries)])))
 
 
 @settings(max_examples=12, deadline=None)

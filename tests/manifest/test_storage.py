@@ -180,6 +180,28 @@ def test_a_folder_in_the_middle_that_cannot_be_asked_about_is_told(
         read_manifest(f"{tmp_path}/*/audio/*.wav")
 
 
+def test_one_file_that_may_not_be_asked_about_is_its_own_failure_and_all_are_the_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what is known of a file its recording would be another one."""
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\n")
+    asked, refused = os.stat, ["b.wav"]
+
+    def refusing(path: object, **named: object) -> object:
+        if str(path).endswith(tuple(refused)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return asked(path, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refusing)
+    found = {Path(row["uri"]).name: row["size"] for row in read_manifest(str(tmp_path / "list.csv")).to_pylist()}
+    assert found == {"a.wav": 0, "b.wav": None}
+    refused.append("a.wav")
+    with pytest.raises(SerpipeError, match=r"MANIFEST_OUT_OF_REACH: .*check the credentials and their rights"):
+        read_manifest(str(tmp_path / "list.csv"))
+
+
 def test_what_is_no_name_is_one_recording_that_fails(tmp_path: Path) -> None:
     """As where a transcript stands in the column of the paths; the others are labelled."""
     (tmp_path / "a.wav").touch()
