@@ -25,8 +25,7 @@ from serpipe.models.passport import issue
 from serpipe.models.registry import ModelRef
 from serpipe.pack import ID
 from serpipe.shard import Shard
-from serpipe.store import closing, damage, failing, ledger, mend, rewrite, runs, version
-from serpipe.store.damage import UNITS
+from serpipe.store import closing, failing, ledger, mend, rewrite, runs, version
 from serpipe.store.lease import Lease
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
@@ -301,10 +300,6 @@ def label(
             careful.finish(storage, facts, stages, sink, board, todo.queries, held=held, relabel=relabel)
             held.check()
             ended = settle.settle(storage, facts)
-            # What a dead decoder had handed on Ray skips by its place when another decodes again. Where a recording
-            # could not be read before and can be now, others are in other packs then, and may come twice.
-            twice = damage.twice(ledger.load(storage, columns=[*UNITS.names, "commit"], run=run_id))
-            counts["twice"] = 0 if twice is None else twice.units.num_rows
         counts |= _tried(storage, [*earlier, run_id] if earlier else [])
         result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
         sizes = {"bytes": runs.written(storage, run_id)} if expected else {}

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe import plan
-from serpipe.store import layout, ledger, parquet, schemas, streaming
+from serpipe.store import damage, layout, ledger, parquet, schemas, streaming
+from serpipe.store.damage import UNITS
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
 
@@ -25,6 +26,7 @@ class Settled:
         segments: segments the run settled.
         predictions: predictions it wrote.
         audio_s: seconds of audio of the recordings it brought to their end.
+        twice: units that two of its workers labelled.
     """
 
     failed: int
@@ -33,6 +35,7 @@ class Settled:
     segments: int
     predictions: int
     audio_s: float
+    twice: int
 
 
 def settle(storage: Storage, facts: RunFacts) -> Settled:
@@ -46,10 +49,13 @@ def settle(storage: Storage, facts: RunFacts) -> Settled:
         name = layout.quarantine(layout.of_driver(facts.run_id, "lost"))
         parquet.write(storage, name, extra, schemas.QUARANTINE, {})
         log = pa.concat_tables([log, extra])
-    columns = ["recording_id", "unit", "status", "segments", "rows"]
+    columns = [*UNITS.names, "status", "segments", "rows", "commit"]
     mine = ledger.load(storage, columns=columns, run=facts.run_id)
     per_unit = mine.group_by(["recording_id", "unit"]).aggregate([("segments", "max")])
     reasons = _reasons(storage, log, mine)
+    # What a dead decoder had handed on Ray skips by its place when another decodes again. Where a recording could not
+    # be read before and can be now, others are in other packs then, and may come twice.
+    twice = damage.twice(mine)
     return Settled(
         failed=len(reasons["recording_id"].unique()),
         unsettled=left.num_rows,
@@ -57,6 +63,7 @@ def settle(storage: Storage, facts: RunFacts) -> Settled:
         segments=pc.sum(per_unit["segments_max"]).as_py() or 0,
         predictions=pc.sum(mine["rows"]).as_py() or 0,
         audio_s=_audio_s(storage, facts),
+        twice=0 if twice is None else twice.units.num_rows,
     )
 
 

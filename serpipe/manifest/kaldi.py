@@ -34,7 +34,7 @@ def read_kaldi(
         companions: those of `COMPANIONS` that exist, name to uri.
         batch_rows: rows that travel together.
     """
-    speakers = _pairs(companions["utt2spk"]) if "utt2spk" in companions else {}
+    speakers = _pairs(companions["utt2spk"])[0] if "utt2spk" in companions else {}
     if "segments" not in companions:
         seen: dict[str, int] = {}
 
@@ -47,7 +47,7 @@ def read_kaldi(
 
         yield from _batches(uri, query, recording, batch_rows)
         return
-    where, twice = _pairs(uri, query), _twice(uri, query)
+    where, twice = _pairs(uri, query)
 
     def segment(_: int, line: str) -> Described:
         steps = line.split()
@@ -95,18 +95,16 @@ def _batches(
             yield described_batch(uri, [n for n, _ in chunk], found, faults)
 
 
-def _pairs(uri: str, query: str | None = None) -> dict[str, str]:
+def _pairs(uri: str, query: str | None = None) -> tuple[dict[str, str], set[str]]:
+    """What a file says of each key, and the keys of which it says several things."""
+    said: dict[str, str] = {}
+    twice: set[str] = set()
     with open_text(uri, query) as stream:
-        return dict(pair for line in stream if (pair := _key_and_rest(line))[0])
-
-
-def _twice(uri: str, query: str | None) -> set[str]:
-    """Keys that stand for several files."""
-    seen: dict[str, str] = {}
-    with open_text(uri, query) as stream:
-        return {
-            key for line in stream for key, rest in [_key_and_rest(line)] if key and seen.setdefault(key, rest) != rest
-        }
+        for line in stream:
+            key, rest = _key_and_rest(line)
+            if key and said.setdefault(key, rest) != rest:
+                twice.add(key)
+    return said, twice
 
 
 def _key_and_rest(line: str) -> tuple[str, str]:

@@ -77,6 +77,19 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, call: str, number: int, ending: str) -> None:
+    """Let a call of the system fail on paths that end so; others as before."""
+    asked = getattr(os, call)
+
+    def refusing(path: object, *more: object, **named: object) -> object:
+        if str(path).endswith(ending):
+            # By its number Python makes the class of the error.
+            raise OSError(number, os.strerror(number), path)
+        return asked(path, *more, **named)
+
+    monkeypatch.setattr(os, call, refusing)
+
+
 def test_a_folder_is_every_file_that_may_be_audio(archive: Path) -> None:
     manifest = open_manifest(str(archive) + "/")
     assert manifest.format == "folder"
@@ -128,14 +141,7 @@ def test_a_folder_that_cannot_be_listed_is_told(pattern: str, tmp_path: Path, mo
     for name in ("a/1.wav", "b/2.wav"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    listed = os.scandir
-
-    def refusing(path: str) -> object:
-        if str(path).endswith("/b"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    refuse(monkeypatch, "scandir", errno.EIO, "/b")
     with pytest.raises(SerpipeError, match=r"MANIFEST_OUT_OF_REACH.*Input/output error.*/b"):
         read_manifest(f"{tmp_path}{pattern}")
     assert read_manifest(f"{tmp_path}/a/*").num_rows == 1
@@ -168,14 +174,7 @@ def test_a_folder_in_the_middle_that_cannot_be_asked_about_is_told(
     for name in ("a/audio/1.wav", "b/audio/2.wav"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
-    asked = os.stat
-
-    def refusing(path: object, **named: object) -> object:
-        if str(path).endswith("b/audio"):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
-        return asked(path, **named)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "stat", refusing)
+    refuse(monkeypatch, "stat", errno.ESTALE, "b/audio")
     with pytest.raises(SerpipeError, match="MANIFEST_OUT_OF_REACH"):
         read_manifest(f"{tmp_path}/*/audio/*.wav")
 
@@ -187,17 +186,10 @@ def test_one_file_that_may_not_be_asked_about_is_its_own_failure_and_all_are_the
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).touch()
     (tmp_path / "list.csv").write_text("path\na.wav\nb.wav\n")
-    asked, refused = os.stat, ["b.wav"]
-
-    def refusing(path: object, **named: object) -> object:
-        if str(path).endswith(tuple(refused)):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return asked(path, **named)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "stat", refusing)
+    refuse(monkeypatch, "stat", errno.EACCES, "b.wav")
     found = {Path(row["uri"]).name: row["size"] for row in read_manifest(str(tmp_path / "list.csv")).to_pylist()}
     assert found == {"a.wav": 0, "b.wav": None}
-    refused.append("a.wav")
+    refuse(monkeypatch, "stat", errno.EACCES, "a.wav")
     with pytest.raises(SerpipeError, match=r"MANIFEST_OUT_OF_REACH: .*check the credentials and their rights"):
         read_manifest(str(tmp_path / "list.csv"))
 
@@ -211,14 +203,7 @@ def test_what_is_no_name_is_one_recording_that_fails(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_asked_about_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.wav").touch()
-    asked = os.stat
-
-    def refusing(path: object, **named: object) -> object:
-        if str(path).endswith("a.wav"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-        return asked(path, **named)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "stat", refusing)
+    refuse(monkeypatch, "stat", errno.EIO, "a.wav")
     for place in (tmp_path, tmp_path / "*", tmp_path / "a.wav"):
         with pytest.raises(SerpipeError, match="MANIFEST_OUT_OF_REACH"):
             read_manifest(str(place))
