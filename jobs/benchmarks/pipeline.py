@@ -2,9 +2,9 @@
 
 The pipeline's speed is that of the slope: the audio by which a large run is larger than a small one, over the time by
 which it takes longer. What a run costs before its first and after its last pack is the same for both and cancels; it is
-told apart. The small one is timed before the large one and after it, as most of what the slope errs by is its; a quick
-benchmark of a large model, which takes long to load, leaves out the last. Parts are bare loops over the files of the
-small run, twice, one process a core.
+told apart. The small one is timed before the large one and after it, as most of what the slope errs by is its. One as
+large comes first, untimed: it finds a machine that has rested, which is faster by a twentieth, and a Ray without
+workers. Parts are bare loops over the files of the small run, twice, one process a core.
 """
 
 from __future__ import annotations
@@ -39,9 +39,6 @@ TIMES = 4
 CORES, GPUS = int(get_num_cpus()), torch.cuda.device_count()
 """As Ray counts them: in a container those that it may use, not the machine's."""
 
-WARM_S = 300.0
-"""Audio that is labelled before anything is timed, at most."""
-
 PEER = Path(__file__).with_name("peer_ray_data.py")
 
 
@@ -56,7 +53,6 @@ class Work:
         segmentation: how recordings are cut.
         write: writes an archive of about so many seconds into a folder, and gives how many they are.
         seconds: audio of the small run.
-        after: whether the small run is timed after the large one too.
         pack_s: seconds of audio that the bare network is given at once.
         spread: what `serpipe.label` is told of decoders and pools. Of both runs it must be the same: left to itself
             a small one has fewer actors, and the slope would count those that the large one has beyond it as speed.
@@ -68,7 +64,6 @@ class Work:
     segmentation: str
     write: Callable[[Path, float], float]
     seconds: float
-    after: bool
     pack_s: float
     spread: dict[str, Any]
 
@@ -87,8 +82,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
             # Two runs of the same length are a second or two apart: of the time between both that is a tenth.
-            seconds=3600.0 if quick else 18000.0,
-            after=True,
+            seconds=5400.0 if quick else 18000.0,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
         )
@@ -99,7 +93,6 @@ def work_of(name: str, *, quick: bool) -> Work:
         segmentation="whole",
         write=material.write_even_clips,
         seconds=material.SET_S * max(1, CORES // 2) * (1 if quick else 3),
-        after=not quick,
         pack_s=material.PACK_S,
         spread={"decoders": CORES if GPUS else 1, "pools": [f"{HUBERT}:{GPUS or CORES}"]},
     )
@@ -131,19 +124,16 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
     work.write(small, work.seconds)
     work.write(large, TIMES * work.seconds)
     files = 2 * sorted(map(str, small.iterdir()))
-    # What the first run brings into memory, the others find there.
-    warm, met = place / "warm", place / "met"
-    warm_s = work.write(warm, min(work.seconds / TIMES, WARM_S))
+    first, met = place / "first", place / "met"
+    work.write(first, work.seconds)
     watch = resources.Watch(os.getpid())
-    label(work, warm, met)
+    label(work, first, met)
     peaks = watch.end()
     fixed: list[float] = []
 
     def ran(work: Work) -> tuple[tuple[float, float], tuple[float, float]]:
-        short, long = timed(work, small, met), timed(work, large, met)
-        if work.after:
-            short = ((short[0] + timed(work, small, met)[0]) / 2, short[1])
-        return short, long
+        before, long, after = timed(work, small, met), timed(work, large, met), timed(work, small, met)
+        return ((before[0] + after[0]) / 2, before[1]), long
 
     def pipeline() -> float:
         short, long = ran(work)
@@ -156,12 +146,13 @@ def figures_of(work: Work, place: Path, *, rounds: int, both_dtypes: bool) -> li
 
     def peer() -> float:
         # It is slow enough for half a small run to be told apart from one that little more than starts.
-        return slope((plain(work, warm), warm_s), (plain(work, beyond), beyond_s))
+        return slope((plain(work, little), little_s), (plain(work, beyond), beyond_s))
 
     arms: dict[str, Callable[[], float]] = {"pipeline": pipeline, "parts": parts}
     if "=" in work.model:
-        beyond = place / "beyond"
-        beyond_s = work.write(beyond, warm_s + work.seconds / 2)
+        little, beyond = place / "little", place / "beyond"
+        little_s = work.write(little, work.seconds / TIMES)
+        beyond_s = work.write(beyond, little_s + work.seconds / 2)
         arms["peer"] = peer
         if both_dtypes:
             exact = replace(work, dtype="float32")

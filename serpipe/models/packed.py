@@ -9,7 +9,7 @@ that none is padded and maps see all their frames at once: only convolutions and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -189,8 +189,12 @@ def as_rows(values: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def layer_norm(norm: nn.LayerNorm) -> Norm:
-    """A layer norm as what follows a convolution."""
-    return lambda hidden, _: cast(Tensor, norm(hidden))
+    """A layer norm as what follows a convolution.
+
+    Torch's own, which computes in float32 whatever it is given: some that derive from it copy everything to float32 and
+    back for that.
+    """
+    return lambda hidden, _: F.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def exact_gelu(activation: object) -> bool:
