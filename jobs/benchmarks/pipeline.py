@@ -82,7 +82,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             segmentation="window:10/10",
             write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
             # Two runs of the same length are a second or two apart: of the time between both that is a tenth.
-            seconds=5400.0 if quick else 18000.0,
+            seconds=3600.0 if quick else 18000.0,
             pack_s=60.0,
             spread={"decoders": CORES, "pools": ["embedded:1"]},
         )
