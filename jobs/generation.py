@@ -3,7 +3,8 @@
 MANIFEST is what `serpipe label` takes, GOLD what `serpipe pseudolabel` takes; both may be one file. The job labels what
 is not labelled yet, trains on gold alone, and makes generation after generation until a student is refused or the
 interval of its gain includes zero; a page says what the last one kept and what its gates said. Ended in the middle, the
-same command goes on where it stopped. Exit code 0 where a student was promoted, 4 where none was.
+same command goes on where it stopped, and goes round again where the archive has grown. Exit code 0 where a student was
+promoted, 4 where none was.
 
     python jobs/generation.py CORPUS/labels.csv STORE --gold CORPUS/labels.csv --column uri=path --gold-clips 8
 """

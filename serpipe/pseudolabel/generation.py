@@ -26,8 +26,10 @@ from serpipe.pseudolabel.planted import measure
 from serpipe.pseudolabel.prepare import prepare
 from serpipe.pseudolabel.recipe import Recipe
 from serpipe.pseudolabel.record import describe
+from serpipe.pseudolabel.sources import labels_held
 from serpipe.store import runs
 from serpipe.store.lease import Lease
+from serpipe.store.reading import Store
 from serpipe.store.reading import open as open_store
 from serpipe.store.storage import Storage
 
@@ -78,12 +80,22 @@ def make(
             fates = [passes.Fates(bucket, *selection.fates(bucket.number)) for bucket in buckets]
             written = list(passes.run(passes.write, rules, fates))
         record = describe(rules, chosen, written, facts, run)
+        record["labels"] = labels_held(opened, record["audio"], _teachers(record))
         if gold is not None:
             matched = golds.match(opened, golds.read(gold), record["audio"])
             record["gold"]["planted"] = asdict(measure(storage, number, record["thresholds"], matched))
         lease.check()
         storage.put(schemas.record(rules.number), json.dumps(record, indent=1).encode())
     return record
+
+
+def outgrown(store: Store, record: Mapping[str, Any]) -> bool:
+    """Whether the teachers of a generation have labelled more, or other, segments since it was made."""
+    return labels_held(store, record["audio"], _teachers(record)) != record.get("labels")
+
+
+def _teachers(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(teacher["model"], teacher["fp"]) for teacher in record["teachers"]]
 
 
 def numbers(storage: Storage) -> list[int]:

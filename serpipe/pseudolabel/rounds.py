@@ -1,7 +1,8 @@
 """Rounds: a student trained on gold alone, then generation after generation, until one is refused or gains nothing.
 
 Every step leaves something in the store that says it is done, so a run that was ended goes on where it stopped. What
-was done with another recipe, gold, backbone or other settings is not taken for it, and is left as it is.
+was done with another recipe, gold, backbone or other settings, or before the teachers had labelled all that they have
+by now, is not taken for it, and is left as it is.
 """
 
 from __future__ import annotations
@@ -126,11 +127,16 @@ def _trained(storage: Storage, number: int, gold: str, backbone: str | None, set
 
 
 def _made(storage: Storage, recipe: Recipe, gold: str, *, after: int) -> int | None:
-    """The first generation after another that this recipe and gold made; its teachers' weights are in the recipe."""
+    """The first generation after another that this recipe and gold made of what there is to label from.
+
+    Its teachers' weights are in the recipe.
+    """
     wanted = recipe.hash, read_gold(gold).hash
+    store = open_store(storage.root)
     for number in generation.numbers(storage):
         record = generation.load(storage, number)
-        if number > after and (record["recipe_hash"], (record["gold"] or {}).get("hash")) == wanted:
+        same = (record["recipe_hash"], (record["gold"] or {}).get("hash")) == wanted
+        if number > after and same and not generation.outgrown(store, record):
             return number
     return None
 

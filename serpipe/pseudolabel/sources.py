@@ -70,6 +70,14 @@ def current_entries(store: Store) -> pa.Table:
     return current.without(store.entries, store.stale.labels)
 
 
+def labels_held(store: Store, audio: str, models: Sequence[tuple[str, str]]) -> int:
+    """How many labels a store holds of some models, given as name and fingerprint, for one cut of the audio."""
+    entries = current_entries(store)
+    entries = entries.filter(pc.equal(entries["audio"], audio))
+    by_model = entries.group_by(["model", "fp"]).aggregate([("rows", "sum")]).to_pylist()
+    return sum(row["rows_sum"] for row in by_model if (row["model"], row["fp"]) in models)
+
+
 def stored_models(store: Store, audio: str | None = None) -> list[Stored]:
     """What every model in a store can say, for one cut of the audio; looked up in one file of each."""
     entries = current_entries(store)

@@ -264,6 +264,25 @@ def test_what_another_recipe_or_gold_made_is_not_taken_for_a_round(corpus: Path,
     assert student.training(Storage(store), 3)["settings"]["seed"] == 1
 
 
+def test_a_store_that_has_grown_gets_a_round_of_its_own(corpus: Path, store: str, tmp_path: Path) -> None:
+    """What was labelled since the last generation is learnt from; a repetition without any more is the same round."""
+    gold = str(corpus / "gold.csv")
+
+    def rounds_of() -> tuple[int, ...]:
+        return rounds.run(store, gold, recipe=TAUGHT, settings=QUICK, limits=EASY, most=1).rounds
+
+    assert [rounds_of(), rounds_of()] == [(1,), (1,)]
+    (tmp_path / "new").mkdir()
+    for seed in range(1000, 1004):
+        write_clip(tmp_path / "new" / f"{seed}.wav", "anger" if seed % 2 else "sadness", seed, noise=False)
+    Bench(tmp_path / "new", ("mel-statistics",)).run(Storage(store))
+    assert rounds_of() == (1,), "its teacher has not labelled more"
+    relabel(store, str(corpus / "teacher"), name="teacher")
+    assert [rounds_of(), rounds_of()] == [(2,), (2,)]
+    considered = [generation.load(Storage(store), number)["considered"]["segments"] for number in (1, 2)]
+    assert considered[1] == considered[0] + 4
+
+
 def test_no_clip_that_gold_judges_by_is_trained_on_whatever_the_generation_was_made_with(
     corpus: Path, store: str
 ) -> None:
