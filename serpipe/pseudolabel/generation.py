@@ -90,7 +90,7 @@ def make(
 
 
 def outgrown(store: Store, record: Mapping[str, Any]) -> bool:
-    """Whether the teachers of a generation have labelled more, or other, segments since it was made."""
+    """Whether the store holds more labels of a generation's teachers, or fewer, than when it was made."""
     return labels_held(store, record["audio"], _teachers(record)) != record.get("labels")
 
 
