@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 
 import click
-from benchmarks import reference, voice
+from benchmarks import options, reference, voice
 from benchmarks.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,11 +47,7 @@ format a tenth below its usual one now and then. M4A's in the child was 0.86 to 
 @click.command(help=__doc__)
 @click.option("--quick", is_flag=True, help="Few rounds on little audio: under ten minutes on two cores.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this part; again for more.")
-@click.option(
-    "--audio",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Listen to pieces of this recording, not to made speech.",
-)
+@options.audio
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the figures as a list.")
 @click.option("--figures", type=click.Path(exists=True, path_type=Path), help="Take such a list instead of measuring.")
 @click.option(

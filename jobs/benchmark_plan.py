@@ -1,6 +1,7 @@
 """How far `serpipe plan` is from the runs it forecasts, on three mixes: short WAV files, podcasts, a large model.
 
 python jobs/benchmark_plan.py --mix utterances --mix podcasts --mix windows
+python jobs/benchmark_plan.py --audio episode.opus
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from benchmarks import material
+from benchmarks import material, options, voice
 
+from serpipe.models.contract import SAMPLE_RATE
 from serpipe.store import runs
 from serpipe.store.storage import Storage
-from serpipe.testing import write_speech
+
+EPISODES, EPISODE_S = 5, 600.0
+"""How many podcasts differ, for they take long to write, and how long each is."""
 
 
 def utterances(folder: Path, scale: float) -> list[str]:
@@ -32,16 +36,19 @@ def utterances(folder: Path, scale: float) -> list[str]:
 
 def podcasts(folder: Path, scale: float) -> list[str]:
     """Episodes of ten minutes in Opus, cut by voice detection."""
-    master = write_speech(folder / "0.opus", seconds=600.0, sample_rate=48_000, seed=3)
-    for copy in range(1, round(45 * scale)):
-        shutil.copyfile(master, folder / f"{copy}.opus")
+    for episode in range(round(45 * scale)):
+        place, first = folder / f"{episode}.opus", folder / f"{episode % EPISODES}.opus"
+        if first.exists():
+            shutil.copyfile(first, place)
+        else:
+            voice.write(place, EPISODE_S, rate=voice.heard.rate, seed=round(episode * EPISODE_S / voice.STEP_S))
     return ["--model", "embedded", "--segment", "vad"]
 
 
 def windows(folder: Path, scale: float) -> list[str]:
     """WAV files of half a minute, windowed, by a large model with random weights."""
     for number in range(round(24 * scale)):
-        write_speech(folder / f"{number}.wav", seconds=30.0, seed=number)
+        voice.write(folder / f"{number}.wav", 30.0, rate=SAMPLE_RATE, seed=number)
     return ["--model", material.checkpoint("hubert-base-superb-er"), "--segment", "window:6/6"]
 
 
@@ -54,10 +61,13 @@ MIXES: dict[str, Callable[[Path, float], list[str]]] = {
 
 @click.command()
 @click.option("--mix", "mixes", multiple=True, type=click.Choice(list(MIXES)), default=list(MIXES))
+@options.audio
 @click.option("--rehearse", default=30.0, show_default=True, help="Seconds of rehearsal.")
 @click.option("--scale", default=1.0, show_default=True, help="Of the archives; at 1 a run takes about a minute.")
-def main(mixes: tuple[str, ...], rehearse: float, scale: float) -> None:
+def main(mixes: tuple[str, ...], audio: Path | None, rehearse: float, scale: float) -> None:
     """Print actual figures over forecast ones."""
+    if audio is not None:
+        voice.listen_to(audio)
     for mix in mixes:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)

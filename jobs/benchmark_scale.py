@@ -31,6 +31,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from benchmarks import options, voice
 
 ROWS_AT_ONCE = 500_000
 DISTINCT = 64
@@ -48,6 +49,7 @@ BLOCKS = 600
 @click.option(
     "--long", "thousands", type=float, help="Thousands of recordings of 20 s, labelled in a run held against itself."
 )
+@options.audio
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write the figures there too.")
 @click.option("--alone", hidden=True, help="One part, in this process; its figures as JSON.")
 def main(
@@ -56,10 +58,13 @@ def main(
     files: int | None,
     nodes: int | None,
     thousands: float | None,
+    audio: Path | None,
     file: str | None,
     alone: str | None,
 ) -> None:
     """Measure how memory and time grow with manifests, read tasks, files, nodes and the length of a run."""
+    if audio is not None:
+        voice.listen_to(audio)
     if alone:
         part, _, value = alone.partition("=")
         with tempfile.TemporaryDirectory(prefix="serpipe-scale-") as folder:
@@ -74,6 +79,7 @@ def main(
         if value:
             # A process of its own, so that its memory is its own.
             command = [sys.executable, __file__, "--alone", f"{part}={value}"]
+            command += ["--audio", str(audio)] if audio else []
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[part] = json.loads(said.splitlines()[-1])
             print(f"{part} {value:g}", flush=True)
@@ -362,11 +368,13 @@ def _run(manifest: str, store: Path, **options: Any) -> Pace:
 
 def _archive(folder: Path, count: int, *, seconds: float) -> str:
     """Many names for few recordings, and their list with what a manifest of an archive says."""
-    from serpipe.testing import write_speech
+    from serpipe.models.contract import SAMPLE_RATE
 
     place = folder / "archive"
     place.mkdir()
-    masters = [write_speech(folder / f"{seed}.wav", seconds=seconds, seed=seed) for seed in range(DISTINCT)]
+    masters = [folder / f"{seed}.wav" for seed in range(DISTINCT)]
+    for seed, master in enumerate(masters):
+        voice.write(master, seconds, rate=SAMPLE_RATE, seed=seed)
     names = [str(place / f"{number:07d}.wav") for number in range(count)]
     for number, name in enumerate(names):
         os.link(masters[number % DISTINCT], name)
