@@ -63,11 +63,11 @@ def network(model: str, dtype: str) -> Callable[[NDArray[np.float32]], object]:
     import torch
 
     from serpipe.allocator import keep_freed_memory
+    from serpipe.models.exact import without_tf32
     from serpipe.models.registry import resolve
 
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    without_tf32()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     adapter = resolve(model, dtype=dtype).load(device)
     if device == "cpu":

@@ -24,6 +24,7 @@ from serpipe.allocator import keep_freed_memory
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
 from serpipe.models.contract import SAMPLE_RATE
+from serpipe.models.exact import without_tf32
 from serpipe.models.registry import resolve
 
 MAIN = "hubert-large-superb-er"
@@ -127,8 +128,7 @@ def figures_of(
 
 def begin(device: str) -> None:
     """Settings that the model stage makes too; what else runs in this process profits from them as well."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    without_tf32()
     if device == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         keep_freed_memory()
@@ -141,7 +141,7 @@ def utterances(seconds: float) -> list[NDArray[np.float32]]:
 
 
 def labelling(adapter: Any, clips: Sequence[NDArray[np.float32]], device: str) -> Callable[[], float]:
-    """What labels clips as the model stage does, and gives seconds of audio a second."""
+    """What labels clips, all in one call of what the model stage calls for a pack, and gives audio seconds a second."""
     sizes, side_by_side = budget.for_model(adapter.spec.parameters, device), lanes.for_device(device)
 
     def label(those: Sequence[NDArray[np.float32]]) -> float:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def work_of(name: str, *, quick: bool) -> Work:
             model="embedded",
             dtype="float32",
             segmentation="window:10/10",
-            write=lambda folder, seconds: material.write_podcasts(folder, max(1, round(seconds / 300))),
+            write=lambda folder, seconds: material.write_podcasts(folder, CORES * ceil(seconds / 300 / CORES)),
             # Two runs of the same length are a second or two apart: of the time between both that is a tenth.
             seconds=3600.0 if quick else 18000.0,
             pack_s=60.0,

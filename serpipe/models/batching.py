@@ -7,12 +7,13 @@ an adapter promises that; so nothing here has to be deterministic about sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serpipe.models.contract import SAMPLE_RATE, Adapter, Outputs
+from serpipe.models.contract import SAMPLE_RATE, Adapter, OnEmbeddings, Outputs
 from serpipe.models.lanes import Lanes, Meter
 
 
@@ -73,7 +74,12 @@ def run(
     outputs = _run_pieces(adapter, pieces, round(budget_s * SAMPLE_RATE), frames, lanes or Lanes(), meter)
     if len(pieces) == len(waveforms):
         return outputs
-    return _pool(outputs, pieces, owners, len(waveforms))
+    pooled = _pool(outputs, pieces, owners, len(waveforms))
+    if isinstance(adapter, OnEmbeddings):
+        # As of the embedding that is stored; the mean of the answers of windows is another one.
+        logits, scores = adapter.answer(pooled.embeddings)
+        return replace(pooled, logits=logits, scores=scores)
+    return pooled
 
 
 def join(outputs: Sequence[Outputs]) -> Outputs:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from serpipe.errors import AudioError, ModelError, UsageError
 from serpipe.models import batching, budget, weights
 from serpipe.models.contract import SAMPLE_RATE, Outputs
+from serpipe.models.exact import without_tf32
 from serpipe.models.registry import ModelRef
+from serpipe.redact import strip_secrets
 
 BUCKETS_S = ((0.025, 2.0), (2.0, 5.0), (5.0, 11.0), (11.0, 30.0))
-"""Seconds. Segments of one bucket are batched together and with the others."""
+"""Seconds. Segments of one bucket are batched together, and with those of all the others."""
 
 PROBABILITY_DRIFT = 0.02
 """Largest change of a score that is accepted by default."""
@@ -40,7 +42,7 @@ class Measure:
         bucket_s: from, to, in seconds.
         segments: how many.
         logits: largest change of a logit.
-        scores: largest change of a score.
+        scores: largest change of a score; infinite where an answer is no number, for a run would refuse it.
         flips: labels that changed although the margin was larger than `MARGIN`.
         batched: largest change of a score between batched and alone, within the format.
         speed: seconds of audio labelled in a second, batched or one by one, whichever was faster.
@@ -105,10 +107,17 @@ def certify(
         per_bucket: segments measured in each length bucket; fewer take less time and prove less.
 
     Raises:
-        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes, or no waveform was given; `DEVICE_MISSING`.
+        UsageError: `CERTIFICATE_NO_AUDIO`, nothing in the folder decodes, or no waveform was given; `DEVICE_MISSING`;
+            `CERTIFICATE_OF_STUDENT`, the model has but one format.
     """
     import torch
 
+    if model.own_dtype is not None:
+        raise UsageError(
+            "CERTIFICATE_OF_STUDENT",
+            f"{model.name} computes in {model.own_dtype}, as the model that it hears did when it was trained, and in "
+            "no other format, so that there is nothing to choose; certify that model before it labels what trains",
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "DEVICE_MISSING",
@@ -120,6 +129,7 @@ def certify(
     budget_s = budget.for_model(model.spec.parameters, device).most
     alone: dict[int, Outputs] = {}
     measures: list[Measure] = []
+    without_tf32()
     for dtype in ("float32", "bfloat16", *(("float16",) if device == "cuda" else ())):
         try:
             adapter = replace(model, dtype=dtype).load(device)
@@ -127,6 +137,8 @@ def certify(
             if error.code == "MODEL_DTYPE_UNSUPPORTED":
                 continue
             raise
+        # Of all lengths at once: what pads pads most there.
+        mixed = batching.run(adapter, [clip for members in clips.values() for clip in members], budget_s=budget_s)
         for place, (bucket, members) in enumerate(clips.items()):
             began = time.perf_counter()
             single = [batching.run(adapter, [clip], budget_s=budget_s) for clip in members]
@@ -137,7 +149,8 @@ def certify(
             lonely = batching.join(single)
             reference = alone.setdefault(place, lonely)
             seconds = sum(len(clip) for clip in members) / SAMPLE_RATE
-            measures.append(_compare(dtype, bucket, reference, lonely, together, seconds / elapsed))
+            among = _part(mixed, range(place * per_bucket, (place + 1) * per_bucket))
+            measures.append(_compare(dtype, bucket, reference, lonely, (together, among), seconds / elapsed))
     certificate = Certificate(
         model=model.name,
         weights_sha256=model.weights_sha256,
@@ -165,8 +178,10 @@ def best_dtype(model: ModelRef, device: str) -> tuple[str, str]:
         The number format, and in words where that comes from. Float32 where there is no certificate of this device, or
         one that measured other code than would compute: another adapter or another torch.
     """
+    if model.own_dtype is not None:
+        return model.own_dtype, "as the model that it hears"
     path, torch = _path(model, device), version("torch")
-    command = f"`serpipe models certify {model.name} --audio DIR --device {device}` makes"
+    command = f"`serpipe models certify {strip_secrets(model.asked)} --audio DIR --device {device}` makes"
     if not path.exists():
         return "float32", f"it has no certificate for {device}, where this run labels; {command} one"
     found = json.loads(path.read_text())
@@ -176,22 +191,39 @@ def best_dtype(model: ModelRef, device: str) -> tuple[str, str]:
 
 
 def _compare(
-    dtype: str, bucket: tuple[float, float], reference: Outputs, alone: Outputs, together: Outputs, speed: float
+    dtype: str,
+    bucket: tuple[float, float],
+    reference: Outputs,
+    alone: Outputs,
+    batched: Sequence[Outputs],
+    speed: float,
 ) -> Measure:
-    ours, theirs = _answers(together), _answers(reference)
+    theirs = _answers(reference)
     ranked = np.sort(theirs, axis=1)
     margin = ranked[:, -1] - ranked[:, -2] if theirs.shape[1] > 1 else np.zeros(len(theirs))
-    flips = (ours.argmax(axis=1) != theirs.argmax(axis=1)) & (margin > MARGIN) & bool(reference.scores.shape[1])
+    judged = (margin > MARGIN) & bool(reference.scores.shape[1])
+    flips = [(_answers(one).argmax(axis=1) != theirs.argmax(axis=1)) & judged for one in batched]
     return Measure(
         dtype=dtype,
         bucket_s=bucket,
-        segments=len(ours),
-        logits=_largest(together.logits, reference.logits),
-        scores=_largest(ours, theirs),
-        flips=int(np.sum(flips)),
-        batched=_largest(ours, _answers(alone)),
-        speed=round(speed, 1),
+        segments=len(theirs),
+        logits=max(_largest(one.logits, reference.logits) for one in batched),
+        scores=max(_moved(one, reference) for one in batched),
+        flips=int(np.sum(np.any(flips, axis=0))),
+        batched=max(_moved(one, alone) for one in batched),
+        speed=speed,
     )
+
+
+def _part(outputs: Outputs, those: range) -> Outputs:
+    rows = slice(those.start, those.stop)
+    return Outputs(outputs.logits[rows], outputs.scores[rows], outputs.embeddings[rows], None)
+
+
+def _moved(outputs: Outputs, reference: Outputs) -> float:
+    if not all(np.isfinite(one.scores).all() and np.isfinite(one.embeddings).all() for one in (outputs, reference)):
+        return float("inf")
+    return _largest(_answers(outputs), _answers(reference))
 
 
 def _answers(outputs: Outputs) -> NDArray[np.float32]:
@@ -203,6 +235,7 @@ def _answers(outputs: Outputs) -> NDArray[np.float32]:
 
 
 def _largest(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    # The logit of a label that a checkpoint has switched off is minus infinity.
     both = np.isfinite(left) & np.isfinite(right)
     return float(np.max(np.abs(left[both] - right[both]), initial=0.0))
 
@@ -212,7 +245,7 @@ def _choose(measures: Sequence[Measure], drift: float) -> str:
     for dtype in dict.fromkeys(measure.dtype for measure in measures):
         mine = [measure for measure in measures if measure.dtype == dtype]
         if dtype == "float32" or all(m.scores <= drift and m.batched <= drift and not m.flips for m in mine):
-            speeds[dtype] = sum(1 / m.speed for m in mine if m.speed)
+            speeds[dtype] = sum(1 / m.speed for m in mine)
     return min(speeds, key=lambda dtype: speeds[dtype])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,4 +92,13 @@ class Adapter(Protocol):
             waveforms: mono float32 samples at `SAMPLE_RATE`, each within the spec's valid seconds.
             frames: whether frame embeddings are wanted too.
         """
+        ...
+
+
+@runtime_checkable
+class OnEmbeddings(Protocol):
+    """An adapter whose answers follow from a segment's embedding alone, those of a windowed segment too."""
+
+    def answer(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and scores, float32 (n, labels) each, of embeddings, float32 (n, embedding_width)."""
         ...

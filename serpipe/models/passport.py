@@ -93,7 +93,8 @@ def issue(model: ModelRef, device: str = "cpu") -> Passport:
         revision=spec.revision,
         licence=spec.licence,
         location=strip_secrets(model.location),
-        labels=spec.labels,
+        # A checkpoint may name other words than the family; they stand beside its scores.
+        labels=adapter.spec.labels,
         dtype=model.dtype,
         weights_sha256=adapter.weights_sha256,
         adapter_epoch=spec.adapter_epoch,

@@ -116,7 +116,7 @@ def spec_of(directory: str, name: str) -> ModelSpec:
         max_seconds=backbone.max_seconds,
         embedding_width=backbone.embedding_width,
         frame_rate=None,
-        adapter_epoch=1,
+        adapter_epoch=2,
     )
 
 

@@ -52,7 +52,9 @@ def read_head(directory: str, *, model: str) -> Head:
 
 
 @torch.inference_mode()
-def answer(head: Head, embeddings: NDArray[np.float16] | NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+def answer(
+    head: Head, embeddings: NDArray[np.float16] | NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits and scores, float32 (n, classes) each, of embeddings (n, width) as a store keeps them."""
     device = head.mean.device
     logits = head(torch.tensor(half(embeddings)).to(device).float())
@@ -80,5 +82,9 @@ class ProbeAdapter:
     def forward(self, waveforms: Sequence[NDArray[np.float32]], *, frames: bool) -> Outputs:  # noqa: ARG002 - no frames
         """One micro-batch through the backbone, then the head on its embeddings; no frames."""
         heard = self._backbone.forward(waveforms, frames=False)
-        logits, scores = answer(self._head, heard.embeddings)
+        logits, scores = self.answer(heard.embeddings)
         return Outputs(logits, scores, heard.embeddings, None)
+
+    def answer(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The head on embeddings of the backbone's, those of whole segments whose windows were pooled too."""
+        return answer(self._head, embeddings)

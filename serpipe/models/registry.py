@@ -61,6 +61,7 @@ class ModelRef:
         location: where its weights lie: a local folder or any fsspec URL.
         dtype: number format it computes in.
         weights_sha256: hash of the files that decide its numbers.
+        asked: how it was asked for, as `resolve` takes it.
     """
 
     spec: ModelSpec
@@ -68,6 +69,7 @@ class ModelRef:
     location: str
     dtype: str
     weights_sha256: str
+    asked: str
 
     @property
     def name(self) -> str:
@@ -83,6 +85,18 @@ class ModelRef:
     def published(self) -> tuple[int, tuple[float, ...]] | None:
         """Zeros, as a number of samples, and the scores that the model's authors published for them."""
         return getattr(_family(self.family), "CHECK", None)
+
+    @property
+    def own_dtype(self) -> str | None:
+        """The one number format that it can compute in; None where it may be any.
+
+        A student hears its backbone in the format in which that one labelled what it was trained on.
+        """
+        if self.family != _STUDENT:
+            return None
+        from serpipe.models import probe
+
+        return probe.read_config(weights.localised(self.location, probe.FILES)).backbone.dtype
 
     @property
     def random_weights(self) -> bool:
@@ -155,24 +169,24 @@ def resolve(text: str, *, dtype: str = "float32") -> ModelRef:
             if spec.name == name:
                 place = location or getattr(family, "SHIPPED", "") or weights.from_hub(spec, revision, family.FILES)
                 digest = content_sha256(weights.localised(place, family.FILES), family.FILES)
-                return ModelRef(spec, module, place, dtype, digest)
+                return ModelRef(spec, module, place, dtype, digest, asked=text)
     if location:
-        return _classifier(name, location, dtype)
+        return _classifier(name, location, dtype, asked=text)
     near = difflib.get_close_matches(name, specs(), n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else "`serpipe models` lists them"
     raise UsageError("MODEL_UNKNOWN", f"no model is called {name!r}; {hint}")
 
 
-def _classifier(name: str, location: str, dtype: str) -> ModelRef:
+def _classifier(name: str, location: str, dtype: str, *, asked: str) -> ModelRef:
     """A student, or a checkpoint no family knows: its configuration says what it is, the audit whether that is so."""
     from serpipe.models import generic, probe
 
     directory = weights.localised(location, (*probe.FILES, *generic.FILES))
     if probe.is_probe(directory):
         student = probe.spec_of(directory, name)
-        return ModelRef(student, _STUDENT, location, dtype, content_sha256(directory, probe.FILES))
+        return ModelRef(student, _STUDENT, location, dtype, content_sha256(directory, probe.FILES), asked)
     spec = generic.spec_of(directory, name)
-    return ModelRef(spec, _ANY_CLASSIFIER, location, dtype, content_sha256(directory, generic.FILES))
+    return ModelRef(spec, _ANY_CLASSIFIER, location, dtype, content_sha256(directory, generic.FILES), asked)
 
 
 def _family(module: str) -> Family:

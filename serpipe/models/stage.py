@@ -14,6 +14,7 @@ from serpipe.allocator import keep_freed_memory
 from serpipe.errors import ModelError
 from serpipe.models import batching, budget, lanes
 from serpipe.models.contract import SAMPLE_RATE, Adapter, ModelSpec, Outputs
+from serpipe.models.exact import without_tf32
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.models.results import results
 from serpipe.pack import rows_of, samples_of
@@ -70,9 +71,7 @@ class Predict:
         self._embeddings = embeddings
         self.keeps_audio = keep_audio
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        # A convolution in TF32 keeps ten bits: far too few for a label that does not change with its batch.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        without_tf32()
         if self._device == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         references = [resolve(model) if isinstance(model, str) else model for model in models]

@@ -28,6 +28,8 @@ from serpipe.models.contract import Adapter, ModelSpec
 from serpipe.models.emotion2vec_funasr import contained
 from serpipe.models.emotion2vec_network import PaddedEmotion2vec, normalised
 from serpipe.models.masking import frame_count, masked_mean, valid
+from serpipe.models.passport import issue
+from serpipe.models.registry import resolve
 from serpipe.testing import emotion2vec as checkpoints
 from tests.models.emotion2vec_cases import (
     BASE,
@@ -237,6 +239,7 @@ def test_labels_switched_off_get_nothing(folder: Path) -> None:
     adapter, reference = loaded(PLUS, folder), FunASR(folder)
     outputs = adapter.forward(waves(), frames=False)
     assert adapter.spec.labels == tuple(names)
+    assert issue(resolve(f"{PLUS.name}={folder}")).labels == tuple(names), "the passport's are those of the rows"
     assert np.isneginf(outputs.logits[:, [1, 2, 5]]).all()
     assert (outputs.scores[:, [1, 2, 5]] == 0).all()
     used = [0, 3, 4, 6, 7, 8]

@@ -21,6 +21,7 @@ import torch
 import serpipe
 from serpipe.models import batching, budget, lanes
 from serpipe.models.contract import Outputs
+from serpipe.models.exact import without_tf32
 from serpipe.models.masking import even, pad
 from serpipe.models.registry import resolve
 from serpipe.pack import rows_of
@@ -49,8 +50,7 @@ SAMPLES = (16_000, 400, 88_123, 16_100, 48_000, 160_000, 7_000, 31_999)
 @pytest.fixture(autouse=True)
 def _exact() -> None:
     """As the model stage has it: no convolution in TF32."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    without_tf32()
 
 
 @cache

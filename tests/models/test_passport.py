@@ -17,6 +17,7 @@ from serpipe.cli import main
 from serpipe.engine import request
 from serpipe.errors import ModelError, UsageError
 from serpipe.models import certificate
+from serpipe.models.contract import Outputs
 from serpipe.models.passport import issue
 from serpipe.models.registry import resolve
 from serpipe.models.weights import RANDOM_WEIGHTS
@@ -117,6 +118,57 @@ def test_a_certificate_of_one_device_says_nothing_of_another(tmp_path: Path, mon
     path.rename(path.with_name(path.name.replace("-cpu.json", "-cuda.json")))
     assert request.resolved(["embedded"], "auto", nullcontext("cuda"))[0].dtype == "bfloat16"
     assert request.resolved(["embedded"], "auto", nullcontext("cpu"))[0].dtype == "float32"
+
+
+def outputs_of(scores: list[list[float]], embeddings: list[list[float]] | None = None) -> Outputs:
+    answers = np.array(scores, np.float32)
+    return Outputs(np.log(answers), answers, np.array(embeddings or scores, np.float32), None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "embeddings"),
+    [([[np.nan, np.nan], [0.2, 0.8]], None), ([[0.9, 0.1], [0.2, 0.8]], [[np.inf, 0.0], [1.0, 2.0]])],
+)
+def test_a_format_whose_answers_are_no_numbers_is_not_chosen(
+    scores: list[list[float]], embeddings: list[list[float]] | None
+) -> None:
+    """A run would put each of those segments into quarantine."""
+    exact = outputs_of([[0.9, 0.1], [0.2, 0.8]])
+    broken = outputs_of(scores, embeddings)
+    fine = certificate._compare("float32", (0.0, 2.0), exact, exact, [exact], 1.0)
+    wrong = certificate._compare("float16", (0.0, 2.0), exact, broken, [broken], 9.0)
+    assert (fine.scores, wrong.scores, wrong.batched) == (0.0, np.inf, np.inf)
+    assert certificate._choose([fine, wrong], drift=1.0) == "float32"
+
+
+def test_a_format_too_slow_to_count_is_not_the_fastest() -> None:
+    exact = outputs_of([[0.9, 0.1]])
+    measures = [
+        certificate._compare(dtype, (0.0, 2.0), exact, exact, [exact], speed)
+        for dtype, speed in (("float32", 4.0), ("bfloat16", 0.01))
+    ]
+    assert certificate._choose(measures, drift=1.0) == "float32"
+
+
+def test_the_worse_of_two_batches_is_told() -> None:
+    exact, near, far = (outputs_of([[first, 1 - first], [0.5, 0.5]]) for first in (0.9, 0.8, 0.3))
+    measure = certificate._compare("bfloat16", (0.0, 2.0), exact, exact, [near, far], 1.0)
+    assert measure.scores == pytest.approx(0.6)
+    assert measure.flips == 1
+
+
+def test_what_is_certified_is_what_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the float32 that others are held against must not be TF32."""
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    certificate.certify(resolve("embedded"), [speech_like(8.0)], device="cpu", per_bucket=1)
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_weights_of_ones_own_are_certified_by_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path / "cache"))
+    asked = f"superb-hubert-base={make_checkpoint('hubert-base-superb-er', tmp_path / 'weights')}"
+    assert f"`serpipe models certify {asked} --audio DIR " in certificate.best_dtype(resolve(asked), "cpu")[1]
 
 
 def test_nothing_cannot_be_certified_on() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from serpipe.errors import ModelError
-from serpipe.models import batching, probe
-from serpipe.models.probe_head import Head, answer
+from serpipe.engine import request
+from serpipe.errors import ModelError, UsageError
+from serpipe.models import batching, certificate, probe
+from serpipe.models.probe_head import Head, answer, read_head
 from serpipe.models.registry import resolve
 from serpipe.pseudolabel import student
 from serpipe.store.storage import Storage
@@ -20,9 +22,11 @@ from serpipe.testing.speech import speech_like
 LABELS = ("anger", "neutral", "sadness")
 
 
-def write_student(folder: Path, *, backbone: str = "mel-statistics", hidden: int = 0, seed: int = 0) -> str:
+def write_student(
+    folder: Path, *, backbone: str = "mel-statistics", hidden: int = 0, seed: int = 0, dtype: str = "float32"
+) -> str:
     """A student whose head was drawn, not trained."""
-    model = resolve(backbone)
+    model = resolve(backbone, dtype=dtype)
     torch.manual_seed(seed)
     head = Head(model.spec.embedding_width, len(LABELS), hidden=hidden).eval()
     head.mean.normal_()
@@ -59,11 +63,40 @@ def test_the_head_hears_what_a_store_keeps(tmp_path: Path) -> None:
     directory = write_student(tmp_path)
     adapter = resolve(f"probe-1={directory}").load("cpu")
     heard = adapter.forward(waveforms(), frames=False)
-    from serpipe.models.probe_head import read_head
-
     logits, scores = answer(read_head(directory, model="probe-1"), heard.embeddings.astype(np.float16))
     assert np.array_equal(logits, heard.logits)
     assert np.array_equal(scores, heard.scores)
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_a_segment_longer_than_the_backbone_takes_is_answered_from_its_stored_embedding(
+    tmp_path: Path, hidden: int
+) -> None:
+    """As `relabel` answers it; the mean of what its windows are answered is something else."""
+    directory = write_student(tmp_path, backbone="embedded", hidden=hidden)
+    adapter = resolve(f"probe-1={directory}").load("cpu")
+    longest = round(adapter.spec.max_seconds * 16_000)
+    waveform = np.concatenate([speech_like(adapter.spec.max_seconds, seed=1), 0.01 * speech_like(20.0, seed=2)])
+    heard = batching.run(adapter, [waveform], budget_s=60)
+    logits, scores = answer(read_head(directory, model="probe-1"), heard.embeddings)
+    assert np.array_equal(logits, heard.logits)
+    assert np.array_equal(scores, heard.scores)
+    alone = [adapter.forward([part], frames=False).scores for part in np.array_split(waveform, 2)]
+    assert len(waveform) > longest
+    assert np.abs(np.mean(alone, axis=0) - scores).max() > 1e-3, "windows alike show nothing"
+
+
+def test_a_student_computes_as_its_backbone_did_and_in_no_other_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERPIPE_CACHE", str(tmp_path / "cache"))
+    for dtype in ("float32", "bfloat16"):
+        model = resolve(f"probe-1={write_student(tmp_path / dtype, backbone='embedded', dtype=dtype)}")
+        assert certificate.best_dtype(model, "cpu") == (dtype, "as the model that it hears")
+        (ready,) = request.resolved([f"probe-1={tmp_path / dtype}"], "auto", nullcontext("cpu"))
+        assert ready.load("cpu").forward(waveforms(), frames=False).scores.shape == (4, 3)
+        with pytest.raises(UsageError, match=f"CERTIFICATE_OF_STUDENT.*probe-1 computes in {dtype}"):
+            certificate.certify(model, waveforms(), device="cpu")
 
 
 def test_another_head_or_backbone_is_another_fingerprint(tmp_path: Path) -> None:
