@@ -7,7 +7,7 @@ than all their work over all cores. Nothing here knows Ray, a store or a clock.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, sqrt
 from typing import Any
@@ -368,9 +368,11 @@ def read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found: dict[str, Any] = json.load(file)
-        # What `serpipe.store.runs.compared` reads when the run is over.
+        # What `serpipe.store.runs.compared` reads when the run is over, and what it is of.
         ranges = [found["work"]["audio_s"], found["segments"], found["quarantined"]]
         figures = [found["wall_s"], *(each["value"] for each in ranges), *found["bytes"].values()]
+        figures.append(found["work"]["recordings"])
+        _ = found["manifest"], found["store"], [*found["models"]]
         if found.get("cost") is not None:
             figures += [found["cost"], 1 / found["wall_s"]]
         if not all(isinstance(figure, int | float) for figure in figures):
@@ -381,6 +383,41 @@ def read(path: str) -> dict[str, Any]:
             f"{path} is no forecast ({type(error).__name__}: {error}); `serpipe plan ... --out {path}` writes one",
         ) from error
     return found
+
+
+def refuse_another(path: str, told: Mapping[str, Any], *, manifest: str, store: str, models: Collection[str]) -> None:
+    """A forecast must be of what is about to run, or the comparison would be of two things.
+
+    Args:
+        path: where it lies.
+        told: the forecast, as `read` gives it.
+        manifest: where the manifest lies.
+        store: where the store lies, as messages show it.
+        models: names of those that label; a forecast leaves out what has nothing to do.
+
+    Raises:
+        UsageError: `FORECAST_OF_ANOTHER`.
+
+    Examples:
+        >>> told = {"manifest": "a.csv", "store": "s", "models": {"embedded": "f"}}
+        >>> refuse_another("f.json", told, manifest="a.csv", store="s", models=["embedded", "probe-1"])
+        >>> refuse_another("f.json", told, manifest="b.csv", store="s", models=["embedded"])
+        Traceback (most recent call last):
+        ...
+        serpipe.errors.UsageError: [FORECAST_OF_ANOTHER] f.json forecasts the manifest a.csv, and this run has ...
+    """
+    pairs = {
+        "the manifest": (told["manifest"], manifest),
+        "the store": (told["store"], store),
+        "the models": (", ".join(sorted(told["models"])), ", ".join(sorted(set(models) & {*told["models"]}))),
+    }
+    for what, (before, now) in pairs.items():
+        if before != now:
+            raise UsageError(
+                "FORECAST_OF_ANOTHER",
+                f"{path} forecasts {what} {before}, and this run has {now or 'others'}; "
+                f"`serpipe plan ... --out {path}` with this run's manifest, store and models makes its own",
+            )
 
 
 def _product(one: Range, other: Range) -> Range:

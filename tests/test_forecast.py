@@ -195,6 +195,7 @@ FIGURES = '"segments": {"value": 1}, "quarantined": {"value": 0}'
         '{"wall_s": 1, "work": 1, "bytes": {}, ' + FIGURES + "}",
         '{"wall_s": "1", "work": {"audio_s": {"value": 1}}, "bytes": {}, ' + FIGURES + "}",
         '{"wall_s": 1, "work": {"audio_s": {"value": 1}}, "bytes": [], ' + FIGURES + "}",
+        '{"wall_s": 1, "work": {"recordings": 1, "audio_s": {"value": 1}}, "bytes": {}, ' + FIGURES + "}",
     ],
 )
 def test_what_is_no_forecast_is_refused(tmp_path: Path, text: str | None) -> None:

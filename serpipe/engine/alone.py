@@ -32,7 +32,7 @@ DEATHS = 2
 """How often something must end the child, alone, before it is to blame."""
 
 MOST_DEATHS = 40
-"""Deaths in one recording after which the fault is hardly the segments'."""
+"""Deaths in one recording after which it is left: each costs a start of the models."""
 
 START_S = 1800.0
 """Seconds until the models of a child must work. Weights may come from a slow disk."""
@@ -82,6 +82,17 @@ class Unusable:
     how: str
 
 
+@dataclass(frozen=True, slots=True)
+class Deadly:
+    """The recording has cost so many processes that it is left as it is; the next one may be harmless.
+
+    Attributes:
+        how: what happened, in words.
+    """
+
+    how: str
+
+
 class Alone:
     """Decodes and labels recordings one at a time in a child process.
 
@@ -107,14 +118,14 @@ class Alone:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def label(self, recording: pa.Table) -> Iterator[pa.Table | Undecodable | Unusable]:
+    def label(self, recording: pa.Table) -> Iterator[pa.Table | Undecodable | Unusable | Deadly]:
         """Label one recording.
 
         Args:
             recording: one row of a plan, or of `serpipe.read_manifest`.
 
         Yields:
-            Labelled packs of one unit each; `Undecodable` or `Unusable` instead of what cannot be had.
+            Labelled packs of one unit each; `Undecodable`, `Unusable` or `Deadly` instead of what cannot be had.
         """
         deaths: Counter[Place] = Counter()
         poison: dict[Place, Refusal] = {}
@@ -150,7 +161,7 @@ class Alone:
                     yield Undecodable(death.how)
                     return
                 poison[place] = death.refusal
-        yield Unusable(f"its process died {MOST_DEATHS} times")
+        yield Deadly(f"its process died {MOST_DEATHS} times, of {len(poison)} segments and more")
 
     def close(self) -> None:
         """End the child, whatever it is doing."""

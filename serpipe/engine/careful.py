@@ -8,7 +8,7 @@ a pack killed the worker. So what is missing is labelled once more, each recordi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ import ray
 from serpipe import plan
 from serpipe.audio.stage import Decode, unsettled
 from serpipe.engine import pipeline
-from serpipe.engine.alone import Alone, Undecodable, Unusable, Work, with_settled
+from serpipe.engine.alone import Alone, Deadly, Undecodable, Unusable, Work, with_settled
 from serpipe.engine.preflight import BUSY_CPUS
 from serpipe.engine.progress import Board
 from serpipe.engine.sink import StoreSink
@@ -38,6 +38,9 @@ MOST_ALONE = 64
 MOST_LOST = 10
 """How often one recording may lose its worker, or its node, before it is left to the next run."""
 
+MOST_DEADLY = 2
+"""Recordings, one after the other, that may cost as many processes as one may: then the fault is not theirs."""
+
 START_S = 600.0
 """Seconds that the cluster has to find room for a worker."""
 
@@ -52,7 +55,7 @@ def finish(
     *,
     held: Lease,
     relabel: bool,
-) -> None:
+) -> dict[bytes, str]:
     """Label what a run's plan holds and its ledger does not, but for what failed with a reason that may pass.
 
     Args:
@@ -64,6 +67,9 @@ def finish(
         queries: signed queries of its plan, by row group.
         held: the lease of the run.
         relabel: whether the run labels again what is whole under other fingerprints.
+
+    Returns:
+        Of recordings that are left even so, by id, why, in words.
 
     Raises:
         SerpipeError: as `pipeline.execute`; the store cannot be written.
@@ -79,6 +85,7 @@ def finish(
         if len(lost):
             careful.label(lost, pool)
     careful.tidy()
+    return careful.why
 
 
 class _Careful:
@@ -95,6 +102,7 @@ class _Careful:
     ) -> None:
         self._storage, self._facts, self._stages, self._sink, self._queries = storage, facts, stages, sink, queries
         self._held, self._step, self._relabel = held, 0, relabel
+        self.why: dict[bytes, str] = {}
 
     def lost(self) -> pa.Array:
         """Ids of recordings that are not settled and have no reason to wait for the next run."""
@@ -155,19 +163,27 @@ class _Careful:
                 threads=max(pool.cores, 1),
                 memory_bytes=_node_memory(),
             ),
-            cpus=BUSY_CPUS,
+            # Beside a GPU it needs no more than the pool's own actors, which a node without CPUs for Ray can have.
+            cpus=0.0 if pool.gpus else BUSY_CPUS,
             gpus=pool.gpus,
         )
         sink = self.sink_of(replace(self._facts, models=models), stage)
         try:
-            for row in range(rows.num_rows):
-                if not self._one(lane, rows.slice(row, 1), sink, models):
-                    return
+            deadly = 0
+            for row, recording in enumerate(rows["recording_id"].to_pylist()):
+                end = self._one(lane, rows.slice(row, 1), sink, models)
+                deadly = deadly + 1 if isinstance(end, Deadly) else 0
+                if isinstance(end, Unusable | Deadly | Faulty):
+                    self.why[recording] = end.how
+                    if isinstance(end, Unusable) or deadly == MOST_DEADLY:
+                        # No other would fare better.
+                        self.why |= dict.fromkeys(rows["recording_id"].to_pylist()[row:], end.how)
+                        return
         finally:
             lane.close()
 
-    def _one(self, lane: _Lane, recording: pa.Table, sink: StoreSink, models: dict[str, str]) -> bool:
-        """Label one recording; False where no recording would fare better."""
+    def _one(self, lane: _Lane, recording: pa.Table, sink: StoreSink, models: dict[str, str]) -> _End | None:
+        """Label one recording; what ended it early, if anything did."""
         for _ in range(MOST_LOST):
             packs: list[pa.Table] = []
             end = lane.label(recording, packs.append)
@@ -176,12 +192,12 @@ class _Careful:
             if isinstance(end, Lost):
                 recording = with_settled(recording, packs, models)
                 if any(unit["final"] for pack in packs for unit in rows_of(pack, "units").to_pylist()):
-                    return True
+                    return None
                 continue
             if isinstance(end, Undecodable):
                 self._give_up(recording, end)
-            return not isinstance(end, Unusable)
-        return True
+            return end
+        return Faulty(f"its worker or node was lost {MOST_LOST} times")
 
     def _give_up(self, recording: pa.Table, end: Undecodable) -> None:
         """Settle what is left of a recording as failed, for every model of the run."""
@@ -224,6 +240,20 @@ class Lost:
     """The worker, or its node, is gone; nothing of the recording is to blame."""
 
 
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """What labels it failed, and is not the models nor a process that died; the next one may fare better.
+
+    Attributes:
+        how: what happened, in words.
+    """
+
+    how: str
+
+
+_End = Undecodable | Unusable | Deadly | Faulty
+
+
 class _Lane:
     """An actor that labels recordings alone, replaced when it or its node is lost."""
 
@@ -232,7 +262,7 @@ class _Lane:
         self._work = work
         self._actor: Any = None
 
-    def label(self, recording: pa.Table, take: Callable[[pa.Table], None]) -> Undecodable | Unusable | Lost | None:
+    def label(self, recording: pa.Table, take: Callable[[pa.Table], None]) -> _End | Lost | None:
         """Label one recording.
 
         Args:
@@ -247,8 +277,8 @@ class _Lane:
                 self._actor = self._make(self._work)
                 ray.get(self._actor.ready.remote(), timeout=START_S)
             for reference in self._actor.label.remote(recording):
-                found: pa.Table | Undecodable | Unusable = ray.get(reference)
-                if isinstance(found, Undecodable | Unusable):
+                found: pa.Table | _End = ray.get(reference)
+                if isinstance(found, _End):
                     return found
                 take(found)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
@@ -257,9 +287,8 @@ class _Lane:
         except ray.exceptions.GetTimeoutError:
             self.close()
             return Unusable(f"the cluster found no room for it in {START_S:.0f} s")
-        except ray.exceptions.RayTaskError:
-            # A fault of ours, and not of the next recording.
-            return None
+        except ray.exceptions.RayTaskError as error:
+            return Faulty(str(error.cause).partition("\n")[0])
         return None
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from serpipe.engine import again, catalogue, invalidation, outdated, request, se
 from serpipe.engine.stopping import RunStopped, sigterm_stops
 from serpipe.errors import SerpipeError
 from serpipe.forecast import read as read_forecast
+from serpipe.forecast import refuse_another
 from serpipe.manifest import open_manifest
 from serpipe.models.passport import issue
 from serpipe.models.registry import ModelRef
@@ -181,6 +182,8 @@ def label(
     fingerprints = {model.name: model.fp for model in references}
     found = open_manifest(manifest, format=format, columns=columns, base=base, roots=allow_roots)
     storage = Storage(store)
+    if forecast:
+        refuse_another(forecast, expected, manifest=found.location, store=storage.shown, models=fingerprints)
     version.check(storage)
     run_id = runs.new_run_id()
     with sigterm_stops(), Lease(storage, run_id, shard=share) as held, ExitStack() as stack:
@@ -297,9 +300,9 @@ def label(
             )
             source = PlanSource(storage.root, run_id, todo, decoders=stages.decoders)
             pipeline.execute(source, stages, sink, board)
-            careful.finish(storage, facts, stages, sink, board, todo.queries, held=held, relabel=relabel)
+            why = careful.finish(storage, facts, stages, sink, board, todo.queries, held=held, relabel=relabel)
             held.check()
-            ended = settle.settle(storage, facts)
+            ended = settle.settle(storage, facts, why)
         counts |= _tried(storage, [*earlier, run_id] if earlier else [])
         result = Result(run_id=run_id, **counts, **asdict(ended), elapsed_s=time.monotonic() - began)
         sizes = {"bytes": runs.written(storage, run_id)} if expected else {}

@@ -22,8 +22,7 @@ from serpipe.forecast import Forecast, Rehearsal, Work
 from serpipe.manifest import open_manifest
 from serpipe.models.registry import ModelRef
 from serpipe.shard import Shard
-from serpipe.store import plans, runs, version
-from serpipe.store.reading import Store
+from serpipe.store import failing, plans, runs, schemas, streaming, version
 from serpipe.store.storage import Storage
 from serpipe.store.unwritten import Unwritten
 
@@ -170,10 +169,14 @@ def plan_ahead(
             price_cpu_hour=price_cpu_hour,
             price_gpu_hour=price_gpu_hour,
         )
+        counting = time.monotonic()
+        failed = len(streaming.afresh(lambda: _failing(storage))["recording_id"].unique())
+        # No run counts them before it starts.
+        began += time.monotonic() - counting
         work = Work(
             recordings=todo.left,
             done=todo.done,
-            failed=len(Store(storage).failing()["recording_id"].unique()),
+            failed=failed,
             bad_rows=read.bad.num_rows,
             tasks=0,
             audio_s=forecast.Range(0.0, 0.0, 0.0),
@@ -306,6 +309,12 @@ def _part(
             if error.code not in {"CLUSTER_TOO_FEW_CPUS", "CLUSTER_TOO_FEW_GPUS"}:
                 raise
     return _spread(references, cluster, todo, {**asked, "decoders": None, "own": ()})
+
+
+def _failing(storage: Storage) -> pa.Table:
+    """What of a store is in quarantine now."""
+    log = streaming.joined(storage, storage.list("quarantine/"), schemas.QUARANTINE)
+    return failing.now(storage, pa.concat_tables([schemas.QUARANTINE.empty_table(), *log]), storage.list("recordings/"))
 
 
 def _here() -> forecast.Cluster:

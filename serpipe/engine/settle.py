@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 
 from serpipe import plan
 from serpipe.store import damage, layout, ledger, parquet, schemas, streaming
+from serpipe.store.coverage import Ids, pairs_of
 from serpipe.store.damage import UNITS
 from serpipe.store.rows import RunFacts, quarantine_rows
 from serpipe.store.storage import Storage
@@ -38,18 +40,24 @@ class Settled:
     twice: int
 
 
-def settle(storage: Storage, facts: RunFacts) -> Settled:
-    """Compare plan and ledger, put what is missing without a reason in quarantine, and count."""
+def settle(storage: Storage, facts: RunFacts, why: Mapping[bytes, str]) -> Settled:
+    """Compare plan and ledger, put what is missing without a reason in quarantine, and count.
+
+    Args:
+        storage: the store.
+        facts: the run.
+        why: of recordings that were done again alone to no avail, by id, what happened.
+    """
     left = plan.missing(storage, facts.run_id, audio=facts.audio, models=facts.models)
     log = parquet.read(storage, storage.list(f"quarantine/{facts.run_id}-"), schemas.QUARANTINE)
     waiting = log.filter(log["transient"])["recording_id"]
     lost = left.filter(pc.invert(_among(left["recording_id"], waiting)))
     if lost.num_rows:
-        extra = quarantine_rows(_lost(lost), facts)
+        extra = quarantine_rows(_lost(lost, why), facts)
         name = layout.quarantine(layout.of_driver(facts.run_id, "lost"))
         parquet.write(storage, name, extra, schemas.QUARANTINE, {})
         log = pa.concat_tables([log, extra])
-    columns = [*UNITS.names, "status", "segments", "rows", "commit"]
+    columns = [*UNITS.names, "final", "status", "segments", "rows", "commit"]
     mine = ledger.load(storage, columns=columns, run=facts.run_id)
     per_unit = mine.group_by(["recording_id", "unit"]).aggregate([("segments", "max")])
     reasons = _reasons(storage, log, mine)
@@ -62,7 +70,7 @@ def settle(storage: Storage, facts: RunFacts) -> Settled:
         codes=dict(Counter(reasons["code"].to_pylist()).most_common()),
         segments=pc.sum(per_unit["segments_max"]).as_py() or 0,
         predictions=pc.sum(mine["rows"]).as_py() or 0,
-        audio_s=_audio_s(storage, facts),
+        audio_s=_audio_s(storage, facts.run_id, mine),
         twice=0 if twice is None else twice.units.num_rows,
     )
 
@@ -100,22 +108,37 @@ def _among(ids: pa.ChunkedArray | pa.Array, others: pa.ChunkedArray | pa.Array) 
     return pc.is_in(ids.cast(pa.binary()), value_set=others.cast(pa.binary()))
 
 
-def _lost(left: pa.Table) -> pa.Table:
+def _lost(left: pa.Table, why: Mapping[bytes, str]) -> pa.Table:
     count = left.num_rows
-    message = "its worker died, or its block was lost, more often than it is tried; the next run tries it again"
+    message = "its worker died, or its block was lost, more often than it is tried{}; the next run tries it again"
+    alone = [why.get(recording) for recording in left["recording_id"].to_pylist()]
+    messages = [message.format(f", and alone {how}" if how else "") for how in alone]
     return pa.table(
         {
             "recording_id": left["recording_id"],
             "uri": left["uri"],
             "stage": pa.array(["run"] * count, pa.string()),
             "code": pa.array(["WORK_LOST"] * count, pa.string()),
-            "message": pa.array([message] * count, pa.string()),
+            "message": pa.array(messages, pa.string()),
             "transient": pa.array([True] * count, pa.bool_()),
             "attempt": pc.add(left["attempts"], pa.scalar(1, pa.int32())),
         }
     )
 
 
-def _audio_s(storage: Storage, facts: RunFacts) -> float:
-    names = storage.list(f"recordings/{facts.run_id}-")
-    return float(pc.sum(parquet.read(storage, names, schemas.RECORDINGS, ["duration_s"])["duration_s"]).as_py() or 0.0)
+def _audio_s(storage: Storage, run_id: str, mine: pa.Table) -> float:
+    """Seconds of the recordings whose end a run settled, whichever run has their rows."""
+    ended = mine.filter(pc.and_(mine["final"], pc.not_equal(mine["status"], "failed")))["recording_id"].unique()
+    columns, found = ["recording_id", "duration_s"], []
+    own = storage.list(f"recordings/{run_id}-")
+    for names in (own, sorted(set(storage.list("recordings/")) - set(own))):
+        if not len(ended):
+            break
+        ids = Ids(pairs_of(ended))
+        for rows in streaming.joined(storage, names, schemas.RECORDINGS, columns):
+            found.append(rows.filter(pa.array(ids.holds(rows["recording_id"]))))
+            ended = ended.filter(pc.invert(_among(ended, found[-1]["recording_id"])))
+    if not found:
+        return 0.0
+    once = pa.concat_tables(found).group_by("recording_id").aggregate([("duration_s", "max")])
+    return float(pc.sum(once["duration_s_max"]).as_py() or 0.0)

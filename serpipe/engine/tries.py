@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serpipe.store import failing, ledger, parquet, plans, runs, schemas, streaming
+from serpipe.store import failing, plans, runs, schemas, streaming
 from serpipe.store.coverage import Ids, pairs_of
 from serpipe.store.storage import Storage
 
@@ -74,8 +74,7 @@ def together(storage: Storage, tries: Sequence[str]) -> Together:
     log = streaming.afresh(lambda: _log(storage, Ids(pairs_of(planned))))
     # A file whose content has changed since its failure was labelled by one of the tries, if at all.
     names = [name for run in tries for name in storage.list(f"recordings/{run}-")]
-    recordings = parquet.read(storage, names, schemas.RECORDINGS)
-    now = failing.failing(storage, log, ledger.of(storage, log["recording_id"]), recordings)
+    now = failing.now(storage, log, names)
     return Together(len(planned), len(now["recording_id"].unique()))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serpipe.audio.ahead import Copy
 from serpipe.audio.recording import UNIT_S
@@ -50,6 +51,8 @@ def work(batches: Sequence[Batch], company: Company, clock: Clock, packs: Sequen
         done: list[Decoded] = []
         before_s, cpu_s = _cpu_s(), 0.0
         gate = _Gate(clock, packs[0])
+        least_s = max((model.spec.min_seconds for crew in company.crews for model in crew.models), default=0.0)
+        shortest = round(least_s * SAMPLE_RATE)
         with closing(_one_ahead(batches)) as coming:
             for kind, ahead in coming:
                 # Of a machine so busy that the time is over before any work began, one batch still tells something.
@@ -57,7 +60,7 @@ def work(batches: Sequence[Batch], company: Company, clock: Clock, packs: Sequen
                     break
                 batch = Decoded(kind)
                 done.append(batch)
-                for pack in _decoded(decode, ahead, batch):
+                for pack in _decoded(decode, ahead, batch, shortest):
                     gate.give(pack.combine_chunks())
                 if _in_part(ahead.rows):
                     # The child that is given up is replaced here, not in the next batch's time.
@@ -156,10 +159,11 @@ def _in_part(rows: pa.Table) -> bool:
     return rows.num_rows == 1 and not is_remote(rows["uri"][0].as_py()) and rows["work_s"][0].as_py() > ENOUGH_S
 
 
-def _decoded(decode: Decode, ahead: _Ahead, batch: Decoded) -> Iterator[pa.Table]:
-    """Decode a batch and note what it took."""
+def _decoded(decode: Decode, ahead: _Ahead, batch: Decoded, shortest: int) -> Iterator[pa.Table]:
+    """Decode a batch and note what it took, and what of it is silent, broken or too short for the models."""
     part = _in_part(ahead.rows)
     reached_s = 0.0
+    in_quarantine: set[bytes] = set()
     began = time.perf_counter()
     packs = decode(ahead.at_hand())
     batch.busy_s += time.perf_counter() - began
@@ -171,12 +175,17 @@ def _decoded(decode: Decode, ahead: _Ahead, batch: Decoded) -> Iterator[pa.Table
             break
         segments, units = rows_of(pack, "segments"), rows_of(pack, "units")
         ended = rows_of(pack, "recordings")["duration_s"].to_pylist()
-        failed = sum(status in ("failed", "open") for status in units["status"].to_pylist())
+        wrong = units.filter(pc.is_in(units["status"], value_set=pa.array(["failed", "open"])))["recording_id"]
+        failed = len(wrong)
+        # As a run counts: one segment in quarantine is enough.
+        short = segments.filter(pc.less(segments["length"], shortest))["recording_id"]
+        for those in (wrong, rows_of(pack, "failures")["recording_id"], short):
+            in_quarantine.update(those.to_pylist())
         batch.packs += 1
         batch.segments += segments.num_rows
         batch.labelled_s += heard_s(pack)
         batch.ended += len(ended) + failed
-        batch.failed += failed
+        batch.failed = len(in_quarantine)
         if ended or failed:
             batch.audio_s += sum(ended)
             reached_s = 0.0

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serpipe.store import layout, parquet, schemas
+from serpipe.store import layout, ledger, parquet, schemas, streaming
 from serpipe.store.storage import Storage
 
 _KEYS = ["recording_id", "segment_id", "model", "stage", "start_s", "end_s"]
 """A given segment outside its recording has no id, only times."""
+
+
+_OF_ENTRIES = ["recording_id", "unit", "model", "final", "status", "commit"]
 
 
 def log_manifest(storage: Storage, run: str, manifest: str, rows: pa.Table) -> None:
@@ -33,6 +36,24 @@ def log_manifest(storage: Storage, run: str, manifest: str, rows: pa.Table) -> N
         parquet.write(storage, name, rows, schemas.QUARANTINE, {"manifest": manifest})
 
 
+def now(storage: Storage, log: pa.Table, recordings: Iterable[str]) -> pa.Table:
+    """What of a log fails now; memory holds what concerns the log alone.
+
+    Args:
+        storage: the store.
+        log: rows of `schemas.QUARANTINE`.
+        recordings: the objects of `recordings/` that may know of newer contents.
+    """
+    if not log.num_rows:
+        return log
+    columns, uris = ["uri", "recording_id", "run_id"], log["uri"].unique()
+    newer = [schemas.RECORDINGS.empty_table().select(columns)]
+    for rows in streaming.joined(storage, recordings, schemas.RECORDINGS, columns):
+        newer.append(rows.filter(pc.is_in(rows["uri"], value_set=uris)))
+    entries = ledger.of(storage, log["recording_id"], columns=_OF_ENTRIES)
+    return failing(storage, log, entries, pa.concat_tables(newer))
+
+
 def failing(storage: Storage, log: pa.Table, entries: pa.Table, recordings: pa.Table) -> pa.Table:
     """The last event of each recording, segment and model that nothing has mended since.
 
@@ -41,8 +62,8 @@ def failing(storage: Storage, log: pa.Table, entries: pa.Table, recordings: pa.T
     Args:
         storage: the store.
         log: rows of `schemas.QUARANTINE`.
-        entries: the ledger.
-        recordings: rows of `schemas.RECORDINGS`.
+        entries: the ledger, or what of it concerns these recordings.
+        recordings: rows of `schemas.RECORDINGS`, at least where they lie and which run met them.
     """
     if not log.num_rows:
         return log
@@ -63,8 +84,8 @@ class _Runs:
         self._ended: dict[bytes, str] = {}
         self._first: dict[tuple[bytes, int], str] = {}
         self._last: dict[tuple[bytes, int, str], str] = {}
-        names = ("recording_id", "unit", "model", "final", "status", "commit")
-        for recording, unit, model, final, status, commit in zip(*(mine[n].to_pylist() for n in names), strict=True):
+        columns = (mine[name].to_pylist() for name in _OF_ENTRIES)
+        for recording, unit, model, final, status, commit in zip(*columns, strict=True):
             run = layout.run_of(commit)
             if final and status != "failed":
                 self._ended[recording] = max(self._ended.get(recording, ""), run)

@@ -193,10 +193,11 @@ def compared(run: Run) -> list[Compared]:
         >>> run = Run(
         ...     run_id="R1",
         ...     state="finished",
-        ...     result={"elapsed_s": 90.0, "audio_s": 7200.0, "segments": 9, "failed": 0, "bytes": 50},
+        ...     result={"elapsed_s": 90.0, "audio_s": 7200.0, "recordings": 2, "segments": 9, "failed": 0,
+        ...             "bytes": 50},
         ...     forecast={
         ...         "wall_s": 100.0,
-        ...         "work": {"audio_s": {"value": 3600.0}},
+        ...         "work": {"recordings": 2, "audio_s": {"value": 3600.0}},
         ...         "segments": {"value": 10.0},
         ...         "quarantined": {"value": 0.0},
         ...         "bytes": {"segments": 40.0},
@@ -204,7 +205,8 @@ def compared(run: Run) -> list[Compared]:
         ...     },
         ... )
         >>> [(line.what, line.ratio) for line in compared(run)]
-        [('wall', 0.9), ('audio', 2.0), ('segments', 0.9), ('quarantine', None), ('bytes', 1.25), ('cost', 0.9)]
+        [('wall', 0.9), ('recordings', 1.0), ('audio', 2.0), ('segments', 0.9), ('quarantine', None), ('bytes', 1.25),
+         ('cost', 0.9)]
     """
     said, was = run.forecast, run.result
     if not said or "elapsed_s" not in was:
@@ -214,6 +216,8 @@ def compared(run: Run) -> list[Compared]:
     costs = [Compared("cost", "price", cost, cost / said["wall_s"] * was["elapsed_s"])] if cost else []
     return [
         Compared("wall", "s", said["wall_s"], was["elapsed_s"]),
+        # Where they differ, as for a shard or a second try, so will the rest.
+        Compared("recordings", "", said["work"]["recordings"], was["recordings"]),
         Compared("audio", "h", said["work"]["audio_s"]["value"] / 3600, was["audio_s"] / 3600),
         Compared("segments", "", said["segments"]["value"], was["segments"]),
         Compared("quarantine", "", said["quarantined"]["value"], was["failed"]),

@@ -147,6 +147,7 @@ def test_nights_of_an_archive(tmp_path: Path) -> None:
     assert (second.labelled, second.codes) == (3, {"AUDIO_UNDECODABLE": 1})
     assert read(store, "quarantine").num_rows == 1, "what fails before any model is logged once"
     assert sorted(serpipe.open(store).recordings()["duration_s"].to_pylist()) == [2.0, 4.0, 6.0]
+    assert second.audio_s == 12.0, "of what the store knew already, too"
     both = {model: {"0.wav": 2, "1.wav": 3, "2.wav": 1} for model in ("embedded", "mel-statistics")}
     assert _shown(store) == both
 
@@ -157,7 +158,7 @@ def test_nights_of_an_archive(tmp_path: Path) -> None:
     assert sentence.startswith("embedded: 4 recordings keep the labels of weights ")
     before = read(store, "predictions/model=embedded").num_rows
     fourth = night(retrained, "mel-statistics", relabel=True)
-    assert (fourth.recordings, fourth.predictions, fourth.kept) == (4, 6, ())
+    assert (fourth.recordings, fourth.predictions, fourth.kept, fourth.audio_s) == (4, 6, (), 12.0)
     last = runs.load(Storage(store))[-1]
     assert list(last.models) == ["embedded"], "the other had nothing to do"
     assert serpipe.open(store).predictions("embedded")["fp"].unique().to_pylist() == [last.models["embedded"]]

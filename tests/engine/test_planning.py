@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 import serpipe
@@ -23,6 +24,7 @@ from serpipe.rehearsal import Company, Crew, decoding, labelling, rehearse
 from serpipe.rehearsal.company import Clock
 from serpipe.store import runs
 from serpipe.store.storage import Storage
+from serpipe.testing import speech_like, write_speech
 from tests.bench import Bench, write_archive
 
 SEGMENTATION = "window:2/2"
@@ -44,7 +46,7 @@ def test_a_forecast_is_of_the_run_that_follows(tmp_path: Path) -> None:
     seconds = sum(found.recordings()["duration_s"].to_pylist())
     assert told.work.audio_s.value == pytest.approx(seconds, rel=0.1)
     assert told.segments.low - 0.5 <= found.segments().num_rows <= told.segments.high + 0.5
-    assert told.quarantined.value == len({row["uri"] for row in found.failing().to_pylist() if not row["segment_id"]})
+    assert told.quarantined.value == len(set(found.failing()["uri"].to_pylist()))
     assert set(told.bytes) >= {"segments", "predictions", "embeddings", "recordings"}
 
     before = bytes_of(store)
@@ -246,6 +248,33 @@ def test_a_rehearsal_without_a_segment_says_what_it_leaves_open(tmp_path: Path) 
     told = plan_ahead(str(tmp_path / "archive"), str(tmp_path / "store"), rehearse_s=1.0, gpus=0.0)
     assert told.quarantined.value == 1
     assert [note for note in told.notes if "nothing to label" in note]
+
+
+def test_one_silent_segment_puts_a_recording_in_quarantine(tmp_path: Path) -> None:
+    for number in range(3):
+        voice = speech_like(8.0, seed=number)
+        voice[: 32_000 * (number > 0)] = 0.0
+        soundfile.write(tmp_path / f"{number}.wav", voice, 16_000)
+    asked = {"segmentation": SEGMENTATION, "speech": False, "rehearse_s": 2.0, "cpus": 2.0, "gpus": 0.0}
+    told = plan_ahead(str(tmp_path), str(tmp_path / "store"), **asked)  # type: ignore[arg-type]
+    storage = Storage(str(tmp_path / "store"))
+    Bench(tmp_path, ("embedded",)).run(storage)
+    assert told.quarantined.value == len(set(serpipe.open(storage.root).failing()["uri"].to_pylist())) == 2
+
+
+def test_a_forecast_of_something_else_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    write_speech(tmp_path / "a" / "a.wav", seconds=4.0)
+    write_speech(tmp_path / "b" / "b.wav", seconds=4.0)
+    told, store = str(tmp_path / "forecast.json"), str(tmp_path / "store")
+    done = CliRunner().invoke(main, ["plan", str(tmp_path / "a"), store, "--rehearse", "1", "--out", told])
+    assert done.exit_code == 0, done.output
+    with pytest.raises(UsageError, match=r"FORECAST_OF_ANOTHER: .* forecasts the manifest .*/a, and this run has .*/b"):
+        serpipe.label(str(tmp_path / "b"), store, forecast=told)
+    with pytest.raises(UsageError, match=r"FORECAST_OF_ANOTHER: .* forecasts the store "):
+        serpipe.label(str(tmp_path / "a"), f"{store}-2", forecast=told)
+    with pytest.raises(UsageError, match="forecasts the models embedded, and this run has others"):
+        serpipe.label(str(tmp_path / "a"), store, models=["mel-statistics"], forecast=told)
+    assert not Path(store).exists()
 
 
 @pytest.mark.slow

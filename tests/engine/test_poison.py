@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import soundfile
 
 import serpipe
-from serpipe.engine.alone import Alone, Unusable, Work
+from serpipe.engine import alone, careful, pipeline
+from serpipe.engine.alone import Alone, Deadly, Unusable, Work
 from serpipe.models.registry import ModelRef, resolve
 from serpipe.pack import rows_of
 from serpipe.testing import speech_like, write_speech
@@ -101,7 +104,7 @@ def test_what_is_labelled_alone_equals_what_is_labelled_together(tmp_path: Path)
 
 def test_a_model_that_never_works_blames_no_segment(site: Path, fragile: ModelRef, tmp_path: Path) -> None:
     write_speech(tmp_path / "a.wav", seconds=8.0)
-    nowhere = ModelRef(fragile.spec, "serpipe.models.superb", str(tmp_path), "float32", "0" * 64)
+    nowhere = ModelRef(fragile.spec, "serpipe.models.superb", str(tmp_path), "float32", "0" * 64, "fragile")
     with Alone(work(nowhere)) as alone:
         (end,) = alone.label(serpipe.read_manifest(str(tmp_path)))
     assert isinstance(end, Unusable)
@@ -123,6 +126,48 @@ def test_a_child_that_ends_before_it_is_given_anything_blames_no_recording(
     with Alone(work(resolve("embedded"))) as alone:
         (end,) = alone.label(serpipe.read_manifest(str(tmp_path)))
     assert isinstance(end, Unusable)
+
+
+def test_what_costs_too_many_processes_is_left_as_it_is(
+    fragile: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "MOST_DEATHS", 3)
+    write_loud(tmp_path / "a.wav", seconds=16.0, loud={1: SEGV, 2: SEGV})
+    with Alone(work(fragile)) as child:
+        (end,) = child.label(serpipe.read_manifest(str(tmp_path)))
+    assert end == Deadly("its process died 3 times, of 1 segments and more")
+
+
+class Here(careful._Lane):
+    """The lane's work in this process, where a test may say how much is too much."""
+
+    def label(self, recording: pa.Table, take: Callable[[pa.Table], None]) -> Any:
+        with Alone(self._work) as child:
+            for found in child.label(recording):
+                if not isinstance(found, pa.Table):
+                    return found
+                take(found)
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session", "fragile")
+def test_a_recording_full_of_poison_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where a second one follows is the fault another one's; why each was left is told."""
+    monkeypatch.setattr(alone, "MOST_DEATHS", 2)
+    monkeypatch.setattr(careful, "_Lane", Here)
+    monkeypatch.setattr(pipeline, "execute", lambda *_: None)
+    poisonous = {"a", "c", "d"}
+    for name in "abcde":
+        write_loud(tmp_path / f"{name}.wav", seconds=8.0, loud={0: SEGV, 1: SEGV} if name in poisonous else {})
+    result = serpipe.label(
+        str(tmp_path), str(tmp_path / "store"), models=["fragile"], segmentation="window:4/4", speech=False
+    )
+    assert (result.labelled, result.failed, result.codes) == (1, 4, {"WORK_LOST": 4})
+    store = serpipe.open(str(tmp_path / "store"))
+    assert {Path(uri).stem for uri in store.recordings()["uri"].to_pylist()} == {"b"}
+    (message,) = set(store.failing()["message"].to_pylist())
+    assert ", and alone its process died 2 times, of 1 segments and more; the next run" in message
 
 
 @pytest.fixture(scope="module")

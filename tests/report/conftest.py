@@ -60,8 +60,13 @@ def write_store(root: Path, archive: Path, *, recordings: int, seconds: float) -
     Bench(listed, ("embedded",)).run(storage)
     (known,) = runs.load(storage)
     result = {"audio_s": recordings * seconds, "elapsed_s": 3.0, "failed": 1, "segments": 9, "bytes": 50}
+    result |= {"recordings": recordings}
     told = {"wall_s": 4.0, "cost": 2.0, "bytes": {"segments": 40.0}}
-    told |= {"segments": {"value": 10.0}, "quarantined": {"value": 0.0}, "work": {"audio_s": {"value": 3600.0}}}
+    told |= {
+        "segments": {"value": 10.0},
+        "quarantined": {"value": 0.0},
+        "work": {"recordings": recordings, "audio_s": {"value": 3600.0}},
+    }
     record = replace(known, manifest=str(listed), asked={"channels": "mix"}, forecast=told)
     runs.finish(storage, record, result=result)
     _second_opinions(storage)
