@@ -19,6 +19,7 @@ import click
 
 from serpipe.cli import main
 from serpipe.cli.exits import EXIT_BROKEN, EXIT_QUARANTINE, EXIT_USAGE
+from serpipe.cli.submit import NIGHT
 from serpipe.errors import SerpipeError, UsageError
 
 
@@ -78,7 +79,9 @@ def report(store: str, price: float | None = None) -> int:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("manifest")
 @click.argument("store")
-@click.option("--date", "night", type=click.DateTime(["%Y-%m-%d"]), help="The night  [default: today]")
+@click.option(
+    "--date", "night", type=click.DateTime(["%Y-%m-%d"]), envvar=NIGHT, help="The night  [default: the job's, or today]"
+)
 @click.option("--max-failed", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="As of label.")
 @click.option("--shard", metavar="INDEX/COUNT", help="As of label.")
 @click.option("--price", type=float, metavar="AMOUNT", help="As of report: of the machines for an hour.")

@@ -135,6 +135,15 @@ def test_nights_and_their_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert night("2026-11-22") == 0, "one recording, and it is good"
 
 
+def test_a_submitted_job_labels_the_night_that_it_is_for(tmp_path: Path) -> None:
+    """Which is not the day that it runs on, where it was submitted for another one or has crossed midnight."""
+    words = [str(tmp_path / "{date}.csv"), str(tmp_path / "store")]
+    told = CliRunner().invoke(NIGHTLY["nightly"], words, env={"SERPIPE_NIGHT": "2026-11-19"})
+    assert "2026-11-19.csv" in told.output
+    told = CliRunner().invoke(NIGHTLY["nightly"], [*words, "--date", "2026-11-18"], env={"SERPIPE_NIGHT": "2026-11-19"})
+    assert "2026-11-18.csv" in told.output
+
+
 def test_a_shard_that_is_none_is_refused_by_label(tmp_path: Path) -> None:
     night = [str(tmp_path / "archive"), str(tmp_path / "store"), "--shard=2/2"]
     assert CliRunner().invoke(NIGHTLY["nightly"], night).exit_code == 2

@@ -12,6 +12,9 @@ import click
 from serpipe.cli.exits import EXIT_BROKEN
 from serpipe.errors import UsageError
 
+NIGHT = "SERPIPE_NIGHT"
+"""Environment variable of a job: the night that it is for, as in ISO 8601."""
+
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--address", metavar="URL", help="Of the job server, http://HEAD:8265  [default: Ray's own variables]")
@@ -20,7 +23,7 @@ from serpipe.errors import UsageError
     "--date",
     "night",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="The night that the job is for  [default: today]",
+    help="The night that the job is for; a script of nightly jobs finds it in SERPIPE_NIGHT  [default: today]",
 )
 @click.option(
     "--working-dir",
@@ -52,12 +55,14 @@ def submit(
       serpipe submit --address http://127.0.0.1:8265 label s3://bucket/archive s3://bucket/store --segment vad
     """
     words = _checked(context, command, working_dir)
-    env = dict(_variable(variable) for variable in variables)
+    due = night.date() if night else date.today()
+    # Who runs the job may have another date by then, or live in another time zone.
+    env = {NIGHT: due.isoformat()} | dict(_variable(variable) for variable in variables)
     name = name or f"serpipe-{os.path.basename(command[0]).removesuffix('.py')}"
     from serpipe.engine.submit import Cluster, submission_id
 
     cluster = Cluster(address)
-    wanted = submission_id(name, night.date() if night else date.today())
+    wanted = submission_id(name, due)
     job = cluster.submit(words, submission_id=wanted, working_dir=working_dir, env=env)
     if not job.new:
         state = "has succeeded" if job.state == "SUCCEEDED" else "runs"

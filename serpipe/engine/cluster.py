@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ class Cluster:
 
     Attributes:
         cpus: CPU cores; where nodes are labelled for decoding, theirs alone.
-        gpus: GPUs.
+        gpus: GPUs; where nodes are labelled for labelling, theirs alone.
         object_store_bytes: object store of all nodes.
     """
 
@@ -72,6 +72,11 @@ def placed(stage: str) -> dict[str, str] | None:
 def _labelled(stage: str) -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"] and node["Labels"].get(STAGE_LABEL) == stage]
+
+
+def _of(resource: str, nodes: Sequence[dict[str, Any]], every: Mapping[str, float]) -> float:
+    """What some nodes have of a resource, or where they are none, or have none, the whole cluster."""
+    return float(sum(node["Resources"].get(resource, 0.0) for node in nodes) or every.get(resource, 0.0))
 
 
 @contextmanager
@@ -133,11 +138,9 @@ def joined(address: str | None) -> Iterator[Cluster]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        decoding = _labelled("decode")
-        cpus = sum(node["Resources"].get("CPU", 0.0) for node in decoding) or resources.get("CPU", 0.0)
         yield Cluster(
-            cpus=cpus,
-            gpus=resources.get("GPU", 0.0),
+            cpus=_of("CPU", _labelled("decode"), resources),
+            gpus=_of("GPU", _labelled("label"), resources),
             object_store_bytes=resources.get("object_store_memory", 0.0),
         )
     finally:

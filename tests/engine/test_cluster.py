@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import serpipe
+from serpipe.engine import cluster
 from tests.tables import assert_same, read
 
 pytestmark = pytest.mark.slow
@@ -106,3 +107,10 @@ def test_a_model_added_later_leaves_the_rest_alone(
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     # A recording that cannot be decoded is tried once more for the new model, and logged once more.
     assert_same(one_pool, store, but_for=("quarantine",))
+
+
+def test_what_labelled_nodes_have_counts_for_their_stage() -> None:
+    nodes = [{"Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Resources": {"CPU": 8.0}}]
+    assert cluster._of("GPU", nodes, {"GPU": 3.0}) == 1.0
+    assert cluster._of("CPU", [], {"CPU": 24.0}) == 24.0
+    assert cluster._of("GPU", nodes[1:], {"GPU": 3.0}) == 3.0

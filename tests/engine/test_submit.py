@@ -118,12 +118,15 @@ def script(folder: Path, text: str) -> tuple[str, str, str]:
 
 @pytest.mark.slow
 def test_a_job_is_followed_and_its_exit_code_passed_on(submit: Submit, tmp_path: Path) -> None:
-    job = script(tmp_path, "import os, sys; print('hello', *sys.argv[1:], os.environ['MINE']); sys.exit(3)")
+    job = script(
+        tmp_path,
+        "import os, sys; print('hello', *sys.argv[1:], *map(os.getenv, ('MINE', 'SERPIPE_NIGHT'))); sys.exit(3)",
+    )
     once = ["--name", "followed", "--date", "2026-11-20", "--env", "MINE=yes"]
     ended = submit(*once, *job, "a b", "--option")
     assert ended.returncode == 3, ended.stderr
     assert ended.stdout.splitlines()[0] == "submitted: followed-2026-11-20"
-    assert "hello a b --option yes\n" in ended.stdout
+    assert "hello a b --option yes 2026-11-20\n" in ended.stdout
     assert ended.stdout.splitlines()[-1] == "followed-2026-11-20: failed, exit code 3"
     # A night that failed is tried again, under a name of its own.
     (tmp_path / "job.py").write_text("print('better')")
