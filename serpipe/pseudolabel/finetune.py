@@ -127,7 +127,7 @@ def finetune(
         raise UsageError("TRAIN_NO_GOLD", f"{gold} has no clip of {', '.join(classes)} in its split train")
     rows = [_gold_rows(mine, classes)]
     if record:
-        rows.append(_kept_rows(opened.storage, record, matched))
+        rows.append(_kept_rows(opened.storage, record, golden.barred(read, matched)))
     rows = [located(opened, part) for part in rows]
     channels = channels_of(opened, audio)
     for part in rows:
@@ -211,9 +211,9 @@ def _gold_rows(mine: pa.Table, classes: list[str]) -> pa.Table:
     return table.append_column("weight", pa.array(np.ones(len(soft), np.float32)))
 
 
-def _kept_rows(storage: Storage, record: dict[str, Any], matched: pa.Table) -> pa.Table:
+def _kept_rows(storage: Storage, record: dict[str, Any], barred: golden.Barred) -> pa.Table:
     columns = [*SEGMENT, "soft_label", "weight"]
-    rows = generation.to_train_on(storage, record, matched, columns)
+    rows = generation.to_train_on(storage, record, barred, columns)
     return rows.rename_columns([*SEGMENT, "soft", "weight"])
 
 

@@ -21,7 +21,7 @@ from serpipe.pseudolabel import gold as golds
 from serpipe.pseudolabel import passes, schemas
 from serpipe.pseudolabel.arrays import by_id
 from serpipe.pseudolabel.balance import Selection
-from serpipe.pseudolabel.gold import barred
+from serpipe.pseudolabel.gold import Barred
 from serpipe.pseudolabel.planted import measure
 from serpipe.pseudolabel.prepare import prepare
 from serpipe.pseudolabel.recipe import Recipe
@@ -148,7 +148,7 @@ def rows(storage: Storage, number: int, *, kept: bool = False, columns: Sequence
     return by_id(table).select(wanted)
 
 
-def to_train_on(storage: Storage, record: Mapping[str, Any], matched: pa.Table, columns: Sequence[str]) -> pa.Table:
+def to_train_on(storage: Storage, record: Mapping[str, Any], barred: Barred, columns: Sequence[str]) -> pa.Table:
     """Kept rows of split `train`, sorted by `segment_id`, without what gold as it is now keeps out.
 
     A generation may have been made without gold, or with another one, than its student is trained with.
@@ -156,13 +156,13 @@ def to_train_on(storage: Storage, record: Mapping[str, Any], matched: pa.Table, 
     Args:
         storage: the store.
         record: of the generation.
-        matched: gold's segments, of `serpipe.pseudolabel.gold.MATCHED`.
+        barred: what gold keeps out.
         columns: the columns wanted.
     """
     needed = ["segment_id", "recording_id", "uri", "speaker", "audio_key", "split"]
     table = rows(storage, int(record["number"]), kept=True, columns=list(dict.fromkeys([*columns, *needed])))
     table = table.filter(pc.equal(table["split"], "train"))
-    out = barred(matched).of(table, table["speaker"].combine_chunks(), table["audio_key"].to_numpy())
+    out = barred.of(table, table["speaker"].combine_chunks(), table["audio_key"].to_numpy())
     return table.filter(pa.array(~out)).select(list(columns))
 
 

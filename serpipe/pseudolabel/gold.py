@@ -286,16 +286,18 @@ class Barred:
     """What of a store is in no pseudo-labelled training set because of gold.
 
     Attributes:
-        segments: ids of all gold.
-        audio: uint64, audio keys of all gold.
-        speakers: whom gold judges by; the uris of recordings where it names none.
+        segments: ids of all gold that the store holds.
+        audio: uint64, audio keys of these.
+        speakers: whom gold judges by, in the store or not; the uris of recordings where it names none.
         recordings: ids of the recordings that hold segments it judges by.
+        uris: of the recordings that it judges by, in the store or not.
     """
 
     segments: pa.Array
     audio: NDArray[np.uint64]
     speakers: tuple[str, ...]
     recordings: pa.Array
+    uris: pa.Array
 
     def of(self, rows: pa.Table, speaker: pa.Array, audio: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which rows are barred, bool (n,): gold, what sounds the same, and the voices that gold judges by.
@@ -308,12 +310,13 @@ class Barred:
             audio: uint64 (n,), key of each.
         """
         judging = pa.array(self.speakers, pa.string())
-        nameless = pc.and_(_among(rows["recording_id"], self.recordings), pc.is_null(speaker))
+        uris = rows["uri"].combine_chunks()
+        judged = pc.or_(_among(rows["recording_id"], self.recordings), pc.is_in(uris, value_set=self.uris))
         parts = (
             _among(rows["segment_id"], self.segments),
             pc.is_in(speaker, value_set=judging),
-            pc.is_in(rows["uri"].combine_chunks(), value_set=judging),
-            nameless,
+            pc.is_in(uris, value_set=judging),
+            pc.and_(judged, pc.is_null(speaker)),
         )
         found = np.isin(audio, self.audio)
         for part in parts:
@@ -321,18 +324,27 @@ class Barred:
         return np.asarray(found)
 
 
-def barred(matched: pa.Table) -> Barred:
+def barred(gold: Gold, matched: pa.Table) -> Barred:
     """What gold keeps out of training sets.
 
+    A speaker whom gold judges by is kept out though the store holds none of those clips yet: once they are labelled,
+    they judge students that were trained before.
+
     Args:
-        matched: rows of `MATCHED`.
+        gold: as it was read.
+        matched: its segments, of `MATCHED`.
     """
-    judging = matched.filter(pc.is_in(matched["split"], value_set=pa.array(JUDGING)))
+    judging = [rows.filter(pc.is_in(rows["split"], value_set=pa.array(JUDGING))) for rows in (gold.rows, matched)]
+    speakers, uris = (
+        sorted({value for rows in judging for value in rows[name].to_pylist() if value is not None})
+        for name in ("speaker", "uri")
+    )
     return Barred(
         segments=matched["segment_id"].combine_chunks(),
         audio=np.unique(matched["audio_key"].to_numpy()),
-        speakers=tuple(sorted(set(judging["speaker"].to_pylist()))),
-        recordings=judging["recording_id"].combine_chunks().unique(),
+        speakers=tuple(speakers),
+        recordings=judging[1]["recording_id"].combine_chunks().unique(),
+        uris=pa.array(uris, pa.string()),
     )
 
 

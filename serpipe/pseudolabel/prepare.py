@@ -89,7 +89,7 @@ def prepare(
     if gold is not None:
         read = golds.read(gold)
         matched = golds.match(store, read, audio)
-        rules, fitted = _with_gold(store, plain, asked, matched)
+        rules, fitted = _with_gold(store, replace(plain, barred=golds.barred(read, matched)), asked, matched)
         facts["gold"] = {
             "location": read.location,
             "hash": read.hash,
@@ -110,7 +110,7 @@ def prepare(
 def _with_gold(
     store: Store, rules: judge.Rules, models: list[sources.Stored], matched: pa.Table
 ) -> tuple[judge.Rules, _Fitted]:
-    """Calibrate on gold's split, learn where its classes lie, and remember what must not be pseudo-labelled."""
+    """Calibrate on gold's split and learn where its classes lie."""
     recipe = rules.recipe
     gold = _gold_scores(store, rules, models, matched)
     there = set(gold.splits)
@@ -134,7 +134,6 @@ def _with_gold(
             percentile=recipe.coherence.percentile,
             least=recipe.coherence.least_gold,
         ),
-        barred=golds.barred(matched),
     )
     ece = _consensus_ece(known, [table[:, use] for table in gold.scores], truth[use])
     asked = recipe.calibrate.method != "none"

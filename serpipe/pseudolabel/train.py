@@ -91,7 +91,7 @@ def train(
         )
     vectors = Vectors(opened, model)
     gold_rows = vectors.examples(mine, _one_hot(mine["label"], classes), np.ones(mine.num_rows, np.float32))
-    pseudo_rows = _kept(opened, record, matched, vectors, settings.seed) if record else None
+    pseudo_rows = _kept(opened, record, golden.barred(read, matched), vectors, settings.seed) if record else None
     loose = left_out(gold_rows, pseudo_rows, settings)
     cooling = temperature(loose, gold_rows.soft)
     head = fit(gold_rows, pseudo_rows, settings)
@@ -195,10 +195,10 @@ class Vectors:
         return Examples(self.of(rows["segment_id"]), soft, weights, speakers, recordings)
 
 
-def _kept(store: Store, record: Mapping[str, Any], matched: pa.Table, vectors: Vectors, seed: int) -> Examples:
+def _kept(store: Store, record: Mapping[str, Any], barred: golden.Barred, vectors: Vectors, seed: int) -> Examples:
     """A generation's kept rows to train on, in the order of their ids."""
     columns = ["segment_id", "recording_id", "soft_label", "weight", "speaker", "uri"]
-    rows = generation.to_train_on(store.storage, record, matched, columns)
+    rows = generation.to_train_on(store.storage, record, barred, columns)
     if rows.num_rows > MOST:
         order = seeded(words(rows["segment_id"])[1], seed)
         rows = rows.take(pa.array(np.sort(np.argsort(order, kind="stable")[:MOST])))

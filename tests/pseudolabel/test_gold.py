@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import serpipe
 from serpipe.errors import UsageError
+from serpipe.ids import recording_id
+from serpipe.pack import ID
 from serpipe.pseudolabel import gold
 from serpipe.testing.labelled import AUDIO, MadeUp, MadeUpModel, write_labelled_store
 
@@ -119,7 +122,27 @@ def test_gold_by_segment_without_speakers_stands_for_its_recording(store: tuple[
     named = gold.read(written(tmp_path, f"segment_id,label,split\n{first},anger,test\n{second},anger,test\n"))
     matched = gold.match(opened, named, AUDIO)
     assert set(matched["speaker"].to_pylist()) == {made.uris[0]}
-    assert gold.barred(matched).speakers == (made.uris[0],)
+    assert made.uris[0] in gold.barred(named, matched).speakers
     torn = gold.read(written(tmp_path, f"segment_id,label,split\n{first},anger,test\n{second},anger,train\n"))
     with pytest.raises(UsageError, match=r"GOLD_SPEAKER_LEAK: .*00000000.wav' is in test and train"):
         gold.match(opened, torn, AUDIO)
+
+
+def test_what_gold_judges_by_is_barred_before_it_is_in_the_store(store: tuple[str, MadeUp], tmp_path: Path) -> None:
+    """Of the first recording no segment fits, of another one there is nothing yet."""
+    root, made = store
+    lines = [
+        f"{made.uris[0]},0.5,1,anger,ann,test",
+        f"{made.uris[5]},0,4,sad,bob,train",
+        "/archive/tomorrow.wav,0,4,sad,cy,gate",
+    ]
+    read = gold.read(written(tmp_path, "\n".join(["uri,start,end,label,speaker,split", *lines])))
+    barred = gold.barred(read, gold.match(serpipe.open(root), read, AUDIO))
+    owners = [recording_id(uri, "") for uri in made.uris]
+    rows = pa.table(
+        {"segment_id": pa.array(made.segment_ids, ID), "recording_id": pa.array(owners, ID), "uri": made.uris}
+    )
+    speakers = pa.array([None] * 10 + ["dee"] * 5 + ["cy"] * 5, pa.string())
+    out = barred.of(rows, speakers, np.zeros(20, np.uint64))
+    # The whole of the recording in which nobody is named, gold's own segment, and the voice that judges elsewhere.
+    assert np.flatnonzero(out).tolist() == [0, 1, 2, 3, 4, 5, 15, 16, 17, 18, 19]

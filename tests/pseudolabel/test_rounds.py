@@ -290,13 +290,30 @@ def test_no_clip_that_gold_judges_by_is_trained_on_whatever_the_generation_was_m
     gold = str(corpus / "gold.csv")
     record = generation.make(store, TAUGHT)
     opened = serpipe.open(store)
-    matched = golden.match(opened, golden.read(gold), record["audio"])
+    read = golden.read(gold)
+    matched = golden.match(opened, read, record["audio"])
     kept = generation.rows(opened.storage, 1, kept=True, columns=["segment_id", "speaker"])
-    ours = generation.to_train_on(opened.storage, record, matched, ["segment_id", "speaker"])
+    barred = golden.barred(read, matched)
+    ours = generation.to_train_on(opened.storage, record, barred, ["segment_id", "speaker"])
     assert set(matched["segment_id"].to_pylist()) & set(kept["segment_id"].to_pylist())
     assert not set(matched["segment_id"].to_pylist()) & set(ours["segment_id"].to_pylist())
     assert {name.split("-")[0] for name in ours["speaker"].to_pylist()} == {"pool"}
     assert train(store, 1, gold, settings=QUICK).training["pseudo_rows"] == ours.num_rows > 10
+
+
+def test_a_voice_that_gold_judges_by_teaches_nothing_before_its_clip_is_labelled(
+    corpus: Path, store: str, tmp_path: Path
+) -> None:
+    """Tomorrow the clip is in the store, and judges who was trained today."""
+    gold = tmp_path / "gold.csv"
+    gold.write_text((corpus / "gold.csv").read_text() + f"\n{tmp_path}/tomorrow.wav,anger,pool-0,gate")
+    before, after = (generation.make(store, TAUGHT, gold=given) for given in (None, str(gold)))
+    opened, read = serpipe.open(store), golden.read(str(gold))
+    barred = golden.barred(read, golden.match(opened, read, before["audio"]))
+    kept = generation.rows(opened.storage, after["number"], kept=True, columns=["speaker"])
+    ours = generation.to_train_on(opened.storage, before, barred, ["speaker"])
+    for rows in (kept, ours):
+        assert set(rows["speaker"].to_pylist()) == {"pool-1", "pool-2", "pool-3"}
 
 
 def test_who_learnt_other_gold_or_was_trained_otherwise_is_not_judged(corpus: Path, store: str, tmp_path: Path) -> None:
