@@ -243,14 +243,16 @@ def match(store: Store, gold: Gold, audio: str) -> pa.Table:
     """The store's segments that gold labels.
 
     A row with a `segment_id` names its segment. One without times labels every segment of its recording; one with
-    times those it covers by at least `COVERED`. Where a uri has several versions, the last one seen counts.
+    times those it covers by at least `COVERED`; one with a channel those of that channel alone, and a mix is channel 0.
+    Where a uri has several versions, the last one seen counts. Of several rows for one segment those that name a
+    speaker say whose it is.
 
     Returns:
         Rows of `MATCHED`.
 
     Raises:
-        UsageError: `GOLD_NO_MATCH`, `GOLD_CONFLICT` where one segment gets two labels, or `GOLD_SPEAKER_LEAK` where
-            gold names segments, no speakers, and one recording's are in two splits.
+        UsageError: `GOLD_NO_MATCH`, `GOLD_CONFLICT` where one segment gets two labels or speakers, or
+            `GOLD_SPEAKER_LEAK` where gold names segments, no speakers, and one recording's are in two splits.
     """
     segments = _segments_of(store, gold, audio)
     found: dict[bytes, dict[str, Any]] = {}
@@ -258,27 +260,35 @@ def match(store: Store, gold: Gold, audio: str) -> pa.Table:
     for row in gold.rows.to_pylist():
         rows_of[row["segment_id"] or row["uri"]].append(row)
     for segment in segments.to_pylist():
-        for row in rows_of.get(segment["segment_id"], []) + rows_of.get(segment["uri"], []):
-            if not _covers(row, segment):
-                continue
+        rows = rows_of.get(segment["segment_id"], []) + rows_of.get(segment["uri"], [])
+        # Rows that name a speaker come first, and say whose the others are.
+        for row in sorted((row for row in rows if _covers(row, segment)), key=_nameless):
             said = {name: row[name] for name in ("label", "speaker", "split")}
-            if row["speaker"] == row["uri"]:
-                said["speaker"] = segment["uri"] or row["uri"]
+            if _nameless(row):
+                said["speaker"] = found.get(segment["segment_id"], {}).get("speaker") or segment["uri"] or row["uri"]
             before = found.setdefault(segment["segment_id"], {**segment, **said})
-            if before["label"] != row["label"] or before["split"] != row["split"]:
+            if any(before[name] != said[name] for name in said):
                 raise UsageError(
                     "GOLD_CONFLICT",
                     f"{gold.location}: {segment['uri']} from {segment['start_s']:.2f} to {segment['end_s']:.2f} s is "
-                    f"{before['label']} ({before['split']}) and {row['label']} ({row['split']}); keep one",
+                    f"{_told(before)} and {_told(said)}; keep one",
                 )
     if not found:
         raise UsageError(
             "GOLD_NO_MATCH",
             f"none of the {gold.rows.num_rows} rows of {gold.location} names a segment of {store.storage.shown}; "
-            "uris must be those of `recordings`, times must fit the segments",
+            "uris must be those of `recordings`, times and channels must fit the segments",
         )
     _refuse_leaks(list(found.values()), gold.location)
     return by_id(pa.Table.from_pylist(list(found.values()), MATCHED))
+
+
+def _nameless(row: dict[str, Any]) -> bool:
+    return bool(row["speaker"] == row["uri"])
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{row['label']} of {row['speaker']} ({row['split']})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,10 +363,12 @@ def _among(wanted: pa.ChunkedArray, some: pa.Array) -> pa.Array:
 
 
 def _covers(row: dict[str, Any], segment: dict[str, Any]) -> bool:
-    if row["segment_id"] is not None or row["start_s"] is None:
+    if row["segment_id"] is not None:
         return True
     if row["channel"] is not None and row["channel"] != segment["channel"]:
         return False
+    if row["start_s"] is None:
+        return True
     end = row["end_s"] if row["end_s"] is not None else segment["end_s"]
     inside = min(end, segment["end_s"]) - max(row["start_s"], segment["start_s"])
     return bool(inside >= COVERED * (segment["end_s"] - segment["start_s"]))

@@ -146,3 +146,40 @@ def test_what_gold_judges_by_is_barred_before_it_is_in_the_store(store: tuple[st
     out = barred.of(rows, speakers, np.zeros(20, np.uint64))
     # The whole of the recording in which nobody is named, gold's own segment, and the voice that judges elsewhere.
     assert np.flatnonzero(out).tolist() == [0, 1, 2, 3, 4, 5, 15, 16, 17, 18, 19]
+
+
+def test_a_row_with_a_channel_labels_that_channel_alone(store: tuple[str, MadeUp], tmp_path: Path) -> None:
+    root = str(tmp_path / "calls")
+    made = write_labelled_store(root, [MadeUpModel(name="a")], recordings=2, segments=4)
+    (file,) = Path(root, f"segments/audio={AUDIO}").iterdir()
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("channel")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([0, 1] * 4, pa.int32())), file)
+    call = gold.read(
+        written(tmp_path, f"uri,channel,label,speaker\n{made.uris[0]},0,anger,ann\n{made.uris[0]},1,sad,bob\n")
+    )
+    matched = gold.match(serpipe.open(root), call, AUDIO)
+    assert matched.num_rows == 4
+    said = {(row["channel"], row["label"], row["speaker"]) for row in matched.to_pylist()}
+    assert said == {(0, "anger", "ann"), (1, "sadness", "bob")}
+    # What was made one of several channels is channel 0, with times and without.
+    mixed, opened = store[1].uris[0], serpipe.open(store[0])
+    for span in ("", "0,20"):
+        header = f"uri,channel,label{',start,end' if span else ''}\n"
+        rows = [f"{mixed},{channel},anger{',' if span else ''}{span}\n" for channel in (0, 1)]
+        assert gold.match(opened, gold.read(written(tmp_path, header + rows[0])), AUDIO).num_rows == 5
+        with pytest.raises(UsageError, match="GOLD_NO_MATCH"):
+            gold.match(opened, gold.read(written(tmp_path, header + rows[1])), AUDIO)
+
+
+def test_a_segment_has_one_speaker(store: tuple[str, MadeUp], tmp_path: Path) -> None:
+    root, made = store
+    opened, uri, head = serpipe.open(root), made.uris[0], "uri,label,speaker,split\n"
+    both = gold.read(written(tmp_path, f"{head}{uri},anger,ann,test\n{uri},anger,bob,test\n"))
+    with pytest.raises(UsageError, match=r"GOLD_CONFLICT: .* is anger of ann \(test\) and anger of bob \(test\)"):
+        gold.match(opened, both, AUDIO)
+    # A row that names nobody says nothing against one that does.
+    lines = [f"{uri},anger,,test\n", f"{uri},anger,ann,test\n"]
+    for order in (lines, lines[::-1]):
+        matched = gold.match(opened, gold.read(written(tmp_path, head + "".join(order))), AUDIO)
+        assert set(matched["speaker"].to_pylist()) == {"ann"}
