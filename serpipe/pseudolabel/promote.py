@@ -19,7 +19,7 @@ from serpipe.evaluate import Measure, difference, evaluate
 from serpipe.labels import CANONICAL
 from serpipe.pseudolabel import compared, gate, generation, schemas, sources, student
 from serpipe.pseudolabel import gold as golden
-from serpipe.pseudolabel.arrays import by_id, seeded, words
+from serpipe.pseudolabel.arrays import by_id, places, seeded, words
 from serpipe.pseudolabel.compared import Which
 from serpipe.pseudolabel.planted import measure
 from serpipe.pseudolabel.schemas import Kind
@@ -92,7 +92,8 @@ def promote(
     record = generation.load(opened.storage, number)
     audio = sources.audio_of(opened, record.get("audio"))
     read = golden.read(gold)
-    split, clips = _judged(opened, read, audio)
+    matched = golden.match(opened, read, audio)
+    split, clips = _judged(opened, read, matched)
     names: dict[str, Which] = {"student": (number, kind), "gold-only": (0, kind)}
     parent = compared.parent_of(record, kind)
     if parent is not None:
@@ -103,7 +104,7 @@ def promote(
     scored = {what: score(opened, audio, one, clips, by=gate.SLICES, among=classes) for what, one in heard.items()}
     compared.refuse_unheard(opened, audio, names, {what: one.asked for what, one in scored.items()})
     answers = {what: one.answers for what, one in scored.items()}
-    canaries = _canaries(opened, audio, record, heard["student"])
+    canaries = _canaries(opened, audio, record, heard["student"], matched)
     planted = measure(opened.storage, number, record["thresholds"], clips)
     verdicts = gate.judge(answers["student"], answers["gold-only"], answers.get("parent"), canaries, limits, planted)
     made = Promotion(
@@ -198,8 +199,7 @@ def _refuse_unjudged(store: Store, which: Which, model: sources.Stored) -> None:
         )
 
 
-def _judged(store: Store, gold: golden.Gold, audio: str) -> tuple[str, pa.Table]:
-    matched = golden.match(store, gold, audio)
+def _judged(store: Store, gold: golden.Gold, matched: pa.Table) -> tuple[str, pa.Table]:
     for split in ("gate", "test"):
         clips = matched.filter(pc.equal(matched["split"], split))
         if clips.num_rows:
@@ -225,9 +225,12 @@ def _shared(models: Mapping[str, sources.Stored], clips: pa.Table, gold: str) ->
 
 
 def _canaries(
-    store: Store, audio: str, record: dict[str, Any], model: sources.Stored
+    store: Store, audio: str, record: dict[str, Any], model: sources.Stored, gold: pa.Table
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Consensus and student's scores of the segments that are watched: those whose hash is small."""
+    """Consensus and student's scores of the segments that are watched: those whose hash is small.
+
+    Gold is not watched: a student that learnt from people where its teachers are wrong has not drifted.
+    """
     number, classes = int(record["number"]), list(record["classes"])
     dataset = generation.dataset(store.storage, number)
     share = max(CANARIES, FEWEST / max(record["considered"]["segments"], 1))
@@ -236,6 +239,7 @@ def _canaries(
     columns = ["segment_id", "recording_id", "soft_label"]
     for batch in dataset.to_batches(columns=columns, filter=ds.field("soft_label").is_valid()):
         rows = pa.Table.from_batches([batch])
+        rows = rows.filter(pc.is_null(places(rows["segment_id"], gold["segment_id"])))
         parts.append(rows.filter(pa.array(seeded(words(rows["segment_id"])[1], _CANARY_SEED) <= limit)))
     if not sum(part.num_rows for part in parts):
         return None

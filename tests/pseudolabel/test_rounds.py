@@ -133,6 +133,8 @@ def test_a_better_student_is_promoted_and_a_killed_loop_goes_on(corpus: Path, st
     record = json.loads(Storage(store).get("pseudo_labels/generation=1/promotion.json"))
     assert {verdict["gate"] for verdict in record["gates"]} >= {"majority", "gold-only", "corpora", "classes", "drift"}
     assert record["gain"]["recall_macro_ua"]["low"] > 0
+    (drift,) = (verdict for verdict in record["gates"] if verdict["gate"] == "drift")
+    assert " on 48 canaries " in drift["why"], "the pool is watched, and no gold"
     assert record["split"] == "gate"
     # A promoted student may teach, and no other that is trained in its place.
     second = TAUGHT.model_copy(update={"teachers": (Teacher(model="probe-1"),)})
