@@ -142,14 +142,16 @@ def refuse_unlike(store: Store, audio: str, names: Mapping[str, Which], gold: go
     pairs = {
         "another backbone": [_backbone(one) for one in (mine, alone)],
         "other settings": [one["settings"] for one in (mine, alone)],
+        # Of one file, but the store may have held fewer of its clips when one of them was trained.
+        "other gold clips": [one["gold"].get("train_hash") for one in (mine, alone)],
     }
     unlike = [what for what, (first, second) in pairs.items() if first != second]
     if unlike:
         raise UsageError(
             "PROMOTE_UNLIKE",
             f"{student.name(*names['student'])} and {student.name(*names['gold-only'])} were trained with "
-            f"{unlike[0]}, so that their difference says nothing of the pseudo-labels; `serpipe train` both with the "
-            "same options",
+            f"{unlike[0]}, so that their difference says nothing of the pseudo-labels; `serpipe train` both again "
+            "with the same options",
         )
 
 

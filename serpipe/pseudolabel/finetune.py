@@ -156,7 +156,12 @@ def finetune(
         "generation": number,
         "recipe_hash": record.get("recipe_hash"),
         "teachers": record.get("teachers", []),
-        "gold": {"hash": read.hash, "rows": counts[0], "counts": read.counts().get("train", {})},
+        "gold": {
+            "hash": read.hash,
+            "train_hash": golden.train_hash(matched),
+            "rows": counts[0],
+            "counts": read.counts().get("train", {}),
+        },
         "pseudo_rows": sum(counts[1:]),
         "settings": {
             "steps": found["steps"],

@@ -291,6 +291,22 @@ def _told(row: dict[str, Any]) -> str:
     return f"{row['label']} of {row['speaker']} ({row['split']})"
 
 
+def train_hash(matched: pa.Table) -> str:
+    """64 hexadecimal digits over what a student learns from gold: the clips of split `train` and their labels.
+
+    Args:
+        matched: rows of `MATCHED`.
+
+    Examples:
+        >>> rows = pa.table({"segment_id": [b"1", b"2"], "label": ["anger", "sadness"], "split": ["train", "test"]})
+        >>> train_hash(rows) == train_hash(rows.slice(0, 1)), train_hash(rows) == train_hash(rows.slice(1))
+        (True, False)
+    """
+    rows = matched.filter(pc.equal(matched["split"], "train"))
+    pairs = zip(rows["segment_id"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    return hashlib.sha256("".join(f"{segment.hex()} {label}\n" for segment, label in pairs).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Barred:
     """What of a store is in no pseudo-labelled training set because of gold.

@@ -1,8 +1,8 @@
 """Rounds: a student trained on gold alone, then generation after generation, until one is refused or gains nothing.
 
 Every step leaves something in the store that says it is done, so a run that was ended goes on where it stopped. What
-was done with another recipe, gold, backbone or other settings, or before the teachers had labelled all that they have
-by now, is not taken for it, and is left as it is.
+was done with another recipe, gold, backbone or other settings, before the teachers had labelled all that they have by
+now, or with fewer of gold's clips than the store holds by now, is not taken for it, and is left as it is.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from serpipe.models.registry import resolve
-from serpipe.pseudolabel import gate, generation, student
+from serpipe.pseudolabel import gate, generation, sources, student
 from serpipe.pseudolabel.fit import Settings
+from serpipe.pseudolabel.gold import match, train_hash
 from serpipe.pseudolabel.gold import read as read_gold
 from serpipe.pseudolabel.promote import lines, promote
 from serpipe.pseudolabel.recipe import Recipe, Teacher
@@ -116,13 +117,17 @@ def _student(
 def _trained(storage: Storage, number: int, gold: str, backbone: str | None, settings: Settings | None) -> bool:
     if not storage.exists(f"{student.folder(number)}probe.json"):
         return False
-    facts = student.training(storage, number)
-    heard = resolve(backbone or only_backbone(open_store(storage.root)))
+    facts, opened = student.training(storage, number), open_store(storage.root)
+    record = generation.load(storage, number) if number else {}
+    heard = resolve(backbone or only_backbone(opened))
+    read = read_gold(gold)
+    matched = match(opened, read, sources.audio_of(opened, record.get("audio")))
     return bool(
-        facts["gold"]["hash"] == read_gold(gold).hash
+        facts["gold"]["hash"] == read.hash
+        and facts["gold"].get("train_hash") == train_hash(matched)
         and facts["settings"] == asdict(settings or Settings())
         and (facts["backbone"]["model"], facts["backbone"]["fp"]) == (heard.name, heard.fp)
-        and facts["recipe_hash"] == (generation.load(storage, number)["recipe_hash"] if number else None)
+        and facts["recipe_hash"] == record.get("recipe_hash")
     )
 
 

@@ -102,7 +102,12 @@ def train(
         "generation": number,
         "recipe_hash": record.get("recipe_hash"),
         "teachers": record.get("teachers", []),
-        "gold": {"hash": read.hash, "rows": gold_rows.soft.shape[0], "counts": read.counts().get("train", {})},
+        "gold": {
+            "hash": read.hash,
+            "train_hash": golden.train_hash(matched),
+            "rows": gold_rows.soft.shape[0],
+            "counts": read.counts().get("train", {}),
+        },
         "pseudo_rows": 0 if pseudo_rows is None else len(pseudo_rows),
         "settings": asdict(settings),
         "temperature": cooling,

@@ -336,6 +336,30 @@ def test_who_learnt_other_gold_or_was_trained_otherwise_is_not_judged(corpus: Pa
         promote(store, 1, str(chosen))
 
 
+def test_a_student_of_more_gold_than_the_store_held_before_is_compared_with_its_like(
+    corpus: Path, store: str, tmp_path: Path
+) -> None:
+    """Better by clips that people labelled, it would be promoted for its pseudo-labels."""
+    (tmp_path / "new").mkdir()
+    lines = [(corpus / "gold.csv").read_text()]
+    for seed, emotion in enumerate([*CLASSES] * 2, 1000):
+        write_clip(tmp_path / "new" / f"{seed}.wav", emotion, seed, noise=False)
+        lines.append(f"{tmp_path}/new/{seed}.wav,{emotion},train-0,train")
+    gold = tmp_path / "gold.csv"
+    gold.write_text("\n".join(lines))
+    made(store, 0, str(gold))
+    Bench(tmp_path / "new", ("mel-statistics",)).run(Storage(store))
+    relabel(store, str(corpus / "teacher"), name="teacher")
+    generation.make(store, TAUGHT, gold=str(gold))
+    made(store, 1, str(gold))
+    assert [student.training(Storage(store), number)["gold"]["rows"] for number in (0, 1)] == [16, 20]
+    with pytest.raises(UsageError, match="PROMOTE_UNLIKE: probe-1 and probe-gold were trained with other gold clips"):
+        promote(store, 1, str(gold))
+    # A loop makes the one of before again.
+    assert rounds.run(store, str(gold), recipe=TAUGHT, settings=QUICK, limits=EASY, most=1).rounds == (1,)
+    assert student.training(Storage(store), 0)["gold"]["rows"] == 20
+
+
 def test_a_student_that_was_not_asked_is_not_wrong(corpus: Path, store: str) -> None:
     """The archive grew, and only the newer student has labelled what was added: it would win by that alone."""
     gold = str(corpus / "gold.csv")
