@@ -77,7 +77,7 @@ def digest(parts: Sequence[pa.Table]) -> str:
 
 
 def cut(rows: pa.Table, channels: Channels) -> pa.Table:
-    """Segments with their audio; what cannot be read is left out.
+    """Segments with their audio; what will not be read later either is left out.
 
     Args:
         rows: as `located` gives them, or a part of that.
@@ -85,6 +85,9 @@ def cut(rows: pa.Table, channels: Channels) -> pa.Table:
 
     Returns:
         `soft`, `weight` and `waveform`, float32 at 16 kHz, of at most `LONGEST_S`.
+
+    Raises:
+        AudioError: what may pass: a recording cannot be reached now.
     """
     wanted = rows.select(["recording_id", "uri", "size", "etag", "channel", "start_s", "end_s"]).to_pylist()
     waveforms: list[NDArray[np.float32]] = []
@@ -99,8 +102,9 @@ def cut(rows: pa.Table, channels: Channels) -> pa.Table:
                     for place, _, samples in pieces(decoder.decode(path, channels), waiting):
                         waveforms.append(samples)
                         kept.append(place)
-            except AudioError:
-                continue
+            except AudioError as error:
+                if error.transient and error.code != "RECORDING_CHANGED":
+                    raise
     table = rows.select(["soft", "weight"]).take(pa.array(kept, pa.int64()))
     return table.append_column("waveform", pa.array(waveforms, pa.list_(pa.float32())))
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 import serpipe
+from serpipe import remote
 from serpipe.audio.child import ChildDecoder
 from serpipe.audio.decode import Channels
-from serpipe.errors import UsageError
+from serpipe.errors import AudioError, UsageError
 from serpipe.pseudolabel.export.clips import sure_of
 from serpipe.pseudolabel.heard import SEGMENT, cut, digest, located
 from serpipe.store.storage import Storage
@@ -97,6 +98,16 @@ def test_a_recording_that_is_another_one_today_teaches_nothing(store: str, rows:
         assert cut(ready, "mix").num_rows == 8
     finally:
         changed.write_bytes(whole)
+
+
+def test_an_outage_ends_training_instead_of_thinning_it(
+    store: str, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    ready = located(serpipe.open(store), rows)
+    away = pa.array(["http://127.0.0.1:9/0.wav"] * 4 + ready["uri"].to_pylist()[4:])
+    with pytest.raises(AudioError, match="RECORDING_UNREACHABLE"):
+        cut(ready.set_column(ready.schema.get_field_index("uri"), "uri", away), "mix")
 
 
 def test_other_labels_are_other_work(rows: pa.Table) -> None:
