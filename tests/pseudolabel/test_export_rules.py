@@ -155,6 +155,18 @@ def test_channels(tmp_path: Path) -> None:
     np.testing.assert_allclose(samples, expected, atol=2.0**-24, rtol=0)
 
 
+def test_a_name_that_kaldi_would_run_is_not_written(tmp_path: Path) -> None:
+    Path(write_speech(tmp_path / "a.wav", seconds=2.0)).rename(tmp_path / "touch here|")
+    (tmp_path / "archive.csv").write_text(f"uri\n{tmp_path}/touch here|\n")
+    root = str(tmp_path / "store")
+    Bench(tmp_path / "archive.csv", ("embedded",)).run(Storage(root))
+    generation.make(root, KEEP_ALL)
+    with pytest.raises(UsageError, match=r"EXPORT_NEEDS_CUT: the names of 1 recordings .* kaldi"):
+        export(root, 1, "kaldi", str(tmp_path / "out"), audio="reference")
+    assert sum(export(root, 1, "kaldi", str(tmp_path / "out"), audio="cut").hours.values()) > 0
+    assert sum(export(root, 1, "nemo", str(tmp_path / "nemo"), audio="reference").hours.values()) > 0
+
+
 def vars_of(run: runs.Run) -> dict[str, object]:
     return {name: getattr(run, name) for name in runs.Run.__dataclass_fields__}
 

@@ -222,6 +222,15 @@ def _refuse_references(kept: Kept, form: str, channels: Channels) -> None:
             "EXPORT_NEEDS_CUT",
             f"{several} clips are of recordings with several channels, and {form} cannot name {what}; add --audio cut",
         )
+    # Kaldi's readers take off blanks, and run what then begins or ends so.
+    names = (uri.strip() for uri in set(kept.rows["uri"].to_pylist()))
+    commands = sum("|" in (name[:1], name[-1:]) for name in names) if form == "kaldi" else 0
+    if commands:
+        raise UsageError(
+            "EXPORT_NEEDS_CUT",
+            f"the names of {commands} recordings begin or end with |, and whoever reads {form} folders would run them "
+            "as commands; add --audio cut",
+        )
 
 
 def _labels(kept: Kept, places: list[int], files: list[str | None]) -> pa.Table:
