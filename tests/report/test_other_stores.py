@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 import serpipe
 from serpipe.errors import StoreError
+from serpipe.pseudolabel import generation
+from serpipe.pseudolabel.recipe import Calibrate, Recipe
 from serpipe.report import build, episode, figures, picks
 from serpipe.report import rows as rows_module
 from serpipe.report.build import _spans
@@ -102,6 +104,17 @@ def test_levels_alone_have_a_page(tmp_path: Path) -> None:
     text = _text(root, tmp_path)
     assert "What exhubert named" in text
     assert all(level in text for level in LEVELS)
+
+
+def test_why_nothing_was_calibrated_is_said(tmp_path: Path) -> None:
+    """There is gold, and the recipe asks for no calibration."""
+    root = str(tmp_path / "s")
+    made = write_labelled_store(root, [MadeUpModel(name="a"), MadeUpModel(name="b")], recordings=4, segments=5)
+    (tmp_path / "gold.csv").write_text(f"uri,label,split\n{made.uris[0]},anger,cal\n")
+    generation.make(root, Recipe(calibrate=Calibrate(method="none")), gold=str(tmp_path / "gold.csv"))
+    text = _text(root, tmp_path)
+    assert "not every teacher is calibrated: the recipe asks for none" in text
+    assert "for want of gold" not in text
 
 
 def test_what_was_relabelled_is_heard_as_it_was_cut(tmp_path: Path) -> None:
