@@ -1,5 +1,5 @@
 # Nodes for a night on an EKS cluster that exists: cores that decode, GPUs that label, and nothing while nobody works.
-# The EKS Pod Identity agent, the cluster autoscaler and KubeRay are the cluster's own business.
+# The EKS Pod Identity agent, the cluster autoscaler, NVIDIA's device plugin and KubeRay are the cluster's own business.
 
 terraform {
   required_version = ">= 1.9"
