@@ -35,6 +35,7 @@ class Passport:
 
     Attributes:
         model: name.
+        family: module of its family.
         hub_id: repository on the hub; None for a model that ships.
         revision: its pinned commit.
         licence: of the weights.
@@ -49,6 +50,7 @@ class Passport:
     """
 
     model: str
+    family: str
     hub_id: str | None
     revision: str | None
     licence: str
@@ -89,6 +91,7 @@ def issue(model: ModelRef, device: str = "cpu") -> Passport:
         checks |= recite(adapter, *model.published)
     return Passport(
         model=spec.name,
+        family=model.family,
         hub_id=spec.hub_id,
         revision=spec.revision,
         licence=spec.licence,

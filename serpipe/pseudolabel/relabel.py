@@ -178,6 +178,7 @@ class _Job:
             spec = self.model.spec
             passport = Passport(
                 model=spec.name,
+                family=self.model.family,
                 hub_id=None,
                 revision=None,
                 licence=spec.licence,

@@ -18,7 +18,7 @@ from typing import Any, get_args
 from safetensors.torch import save
 
 from serpipe.errors import ModelError
-from serpipe.models import weights
+from serpipe.models import probe, weights
 from serpipe.models.probe import CONFIG, FILES, WEIGHTS, Backbone, ProbeConfig, read_config
 from serpipe.models.probe_head import Head
 from serpipe.models.registry import ModelRef, resolve
@@ -241,7 +241,8 @@ def register(
 def origin(storage: Storage, model: str, fp: str) -> Origin | None:
     """Where a model of a store is from, by the weights its passport names; None for one that is no student.
 
-    What no passport speaks of goes by its name, as `name` gives it.
+    A head that the store does not know is another store's student. What no passport speaks of goes by its name, as
+    `name` gives it.
 
     Args:
         storage: the store.
@@ -252,6 +253,8 @@ def origin(storage: Storage, model: str, fp: str) -> Origin | None:
         found = _known(storage, weights_sha256)
         if found is not None:
             return found
+    if any(told.get("family") == probe.__name__ for told in _passports(storage, model, fp)):
+        return Origin((), here=False)
     called = _CALLED.fullmatch(model)
     if called is None:
         return None
@@ -260,8 +263,11 @@ def origin(storage: Storage, model: str, fp: str) -> Origin | None:
 
 def weights_behind(storage: Storage, model: str, fp: str) -> list[str]:
     """Hashes of the weights that a model of a store has labelled with, as its passports name them: one, or none."""
-    names = storage.list(f"passports/{model}-{fp}-")
-    return sorted({str(json.loads(storage.get(name))["weights_sha256"]) for name in names})
+    return sorted({str(told["weights_sha256"]) for told in _passports(storage, model, fp)})
+
+
+def _passports(storage: Storage, model: str, fp: str) -> list[dict[str, Any]]:
+    return [json.loads(storage.get(name)) for name in storage.list(f"passports/{model}-{fp}-")]
 
 
 def _known(storage: Storage, weights_sha256: str) -> Origin | None:

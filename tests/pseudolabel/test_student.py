@@ -7,7 +7,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from serpipe.engine import request
 from serpipe.errors import ModelError
+from serpipe.models.passport import issue
 from serpipe.models.registry import resolve
 from serpipe.pseudolabel import student
 from serpipe.store.storage import Storage
@@ -52,3 +54,16 @@ def test_what_is_known_of_weights_grows_and_is_not_unlearnt(tmp_path: Path) -> N
     student.register(storage, "bb", 4, here=True, kind="finetuned")
     storage.put("passports/whole-00-x.json", b'{"weights_sha256": "bb"}')
     assert student.origin(storage, "whole", "00") == student.Origin((4,), here=True, kind="finetuned")
+
+
+def test_a_head_that_was_trained_elsewhere_is_a_student_here_too(tmp_path: Path) -> None:
+    """It labelled the archive from its audio, like any model, under a name of its own."""
+    storage = Storage(str(tmp_path / "store"))
+    foreign, backbone = resolve(f"mine={write_student(tmp_path / 'elsewhere')}"), resolve("mel-statistics")
+    for model in (foreign, backbone):
+        storage.put(request.passport(model), issue(model).text().encode())
+    assert student.origin(storage, "mine", foreign.fp) == student.Origin((), here=False)
+    assert student.origin(storage, "mel-statistics", backbone.fp) is None
+    # Once it is known here, it is what it is known for.
+    student.register(storage, foreign.weights_sha256, 3, here=True)
+    assert student.origin(storage, "mine", foreign.fp) == student.Origin((3,), here=True)
