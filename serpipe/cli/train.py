@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from serpipe.pseudolabel.schemas import Kind
 
 _GOLD = click.option("--gold", required=True, help="Labels by people: CSV, TSV, JSONL or Parquet.")
+_AUDIO = click.option("--audio-fp", help="Audio fingerprint, where recordings were cut in several ways.")
 
 
 @click.command()
@@ -30,6 +31,7 @@ _GOLD = click.option("--gold", required=True, help="Labels by people: CSV, TSV, 
 @click.option("--out", help="Folder of the fine-tuned model  [default: students/finetuned-N of the store]")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Of --finetune.")
 @click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Of --finetune.")
+@_AUDIO
 def train(
     store: str,
     generation: int,
@@ -41,6 +43,7 @@ def train(
     out: str | None,
     workers: int,
     steps: int,
+    audio_fp: str | None,
 ) -> None:
     """Train the student of a generation of STORE, gold in every batch; a folder that `label` takes like any model.
 
@@ -52,14 +55,17 @@ def train(
     if finetune is not None:
         from serpipe.pseudolabel.finetune import finetune as run_finetune
 
-        made = run_finetune(store, generation, gold, finetune, out=out, workers=workers, steps=steps, seed=seed)
+        made = run_finetune(
+            store, generation, gold, finetune, out=out, workers=workers, steps=steps, seed=seed, audio=audio_fp
+        )
         click.echo(f"{made.name}: {made.rows} rows, {made.steps} steps")
         click.echo(f"label with it: --model {made.name}={made.folder}")
         return
     from serpipe.pseudolabel.fit import Settings
     from serpipe.pseudolabel.train import train as run
 
-    trained = run(store, generation, gold, backbone=backbone, settings=Settings(hidden=hidden, seed=seed))
+    settings = Settings(hidden=hidden, seed=seed)
+    trained = run(store, generation, gold, backbone=backbone, settings=settings, audio=audio_fp)
     facts = trained.training
     ua = facts["left_out"]["recall_macro_ua"]
     click.echo(f"{trained.name}: {facts['gold']['rows']} gold and {facts['pseudo_rows']} pseudo-labelled rows")
@@ -123,6 +129,7 @@ def relabel(store: str, generation: int | None, model: str | None) -> None:
 )
 @click.option("--by", multiple=True, metavar="COLUMN", help="The owner's column to slice by, or speaker.")
 @click.option("--fp", help="Model fingerprint, where a model has several.")
+@_AUDIO
 @click.option("--replicates", type=click.IntRange(min=1), default=2000, show_default=True, help="Of the bootstrap.")
 def evaluate(
     store: str,
@@ -131,6 +138,7 @@ def evaluate(
     split: str,
     by: tuple[str, ...],
     fp: str | None,
+    audio_fp: str | None,
     replicates: int,
 ) -> None:
     """How good stored predictions are on gold: UA, WA, macro-F1, AUC, calibration, per class and slice, with intervals.
@@ -142,7 +150,7 @@ def evaluate(
     from serpipe.pseudolabel.scoring import report
 
     for model in models:
-        for line in report(store, model, gold, split=split, by=by, fp=fp, count=replicates):
+        for line in report(store, model, gold, split=split, by=by, fp=fp, audio=audio_fp, count=replicates):
             click.echo(line)
 
 

@@ -85,6 +85,7 @@ def finetune(
     seed: int = 0,
     gpu: bool | None = None,
     address: str | None = None,
+    audio: str | None = None,
 ) -> Finetuned:
     """Fine-tune a model on a generation's kept rows and gold.
 
@@ -103,9 +104,11 @@ def finetune(
         seed: of the head and the order.
         gpu: whether each worker takes a GPU; by default where the cluster has enough.
         address: of a Ray cluster.
+        audio: as of `serpipe.pseudolabel.train.train`.
 
     Raises:
-        UsageError: `FINETUNE_NO_MODEL`, `TRAIN_NO_GOLD`, `GENERATION_UNKNOWN`, or what is wrong with gold.
+        UsageError: `FINETUNE_NO_MODEL`, `TRAIN_NO_GOLD`, `GENERATION_UNKNOWN`, `AUDIO_AMBIGUOUS`, or what is wrong
+            with gold.
     """
     from serpipe.engine.cluster import joined
 
@@ -116,7 +119,7 @@ def finetune(
     if not (Path(directory) / "config.json").exists():
         raise UsageError("FINETUNE_NO_MODEL", f"{directory} holds no Transformers model; fetch it with `hf download`")
     record = generation.load(opened.storage, number) if number else {}
-    audio = sources.audio_of(opened, record.get("audio"))
+    audio = sources.audio_of(opened, record.get("audio", audio))
     read = golden.read(gold)
     matched = golden.match(opened, read, audio)
     mine = matched.filter(pc.equal(matched["split"], "train"))

@@ -72,7 +72,7 @@ def run(
         SerpipeError: what a step raises.
     """
     recipe, storage = recipe or Recipe(), Storage(store)
-    _student(storage, 0, gold, backbone, settings, say)
+    _student(storage, 0, gold, backbone, settings, recipe.audio, say)
     done: list[int] = []
     promoted: int | None = None
     for _ in range(most):
@@ -83,7 +83,7 @@ def run(
             number, kept, considered = record["number"], record["kept"]["segments"], record["considered"]["segments"]
             say(f"generation {number}: {kept} of {considered} segments kept")
         done.append(number)
-        _student(storage, number, gold, backbone, settings, say)
+        _student(storage, number, gold, backbone, settings, recipe.audio, say)
         made = promote(store, number, gold, limits=limits)
         for line in lines(made):
             say(line)
@@ -101,11 +101,17 @@ def run(
 
 
 def _student(
-    storage: Storage, number: int, gold: str, backbone: str | None, settings: Settings | None, say: Say
+    storage: Storage,
+    number: int,
+    gold: str,
+    backbone: str | None,
+    settings: Settings | None,
+    audio: str | None,
+    say: Say,
 ) -> None:
     """Train and relabel, unless this was done with the same gold, backbone and settings."""
-    if not _trained(storage, number, gold, backbone, settings):
-        made = train(storage.root, number, gold, backbone=backbone, settings=settings)
+    if not _trained(storage, number, gold, backbone, settings, audio):
+        made = train(storage.root, number, gold, backbone=backbone, settings=settings, audio=audio)
         ua = made.training["left_out"]["recall_macro_ua"]
         say(f"{made.name}: UA {ua['value']:.3f} on gold voices it did not hear")
     name = student.name(number)
@@ -114,14 +120,16 @@ def _student(
         say(f"{name}: {done.segments} segments relabelled in {done.elapsed_s:.1f} s")
 
 
-def _trained(storage: Storage, number: int, gold: str, backbone: str | None, settings: Settings | None) -> bool:
+def _trained(
+    storage: Storage, number: int, gold: str, backbone: str | None, settings: Settings | None, audio: str | None
+) -> bool:
     if not storage.exists(f"{student.folder(number)}probe.json"):
         return False
     facts, opened = student.training(storage, number), open_store(storage.root)
     record = generation.load(storage, number) if number else {}
     heard = resolve(backbone or only_backbone(opened))
     read = read_gold(gold)
-    matched = match(opened, read, sources.audio_of(opened, record.get("audio")))
+    matched = match(opened, read, sources.audio_of(opened, record.get("audio", audio)))
     return bool(
         facts["gold"]["hash"] == read.hash
         and facts["gold"].get("train_hash") == train_hash(matched)

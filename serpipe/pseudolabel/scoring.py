@@ -205,6 +205,7 @@ def report(
     split: str = "test",
     by: Sequence[str] = (),
     fp: str | None = None,
+    audio: str | None = None,
     count: int = REPLICATES,
     seed: int = 0,
 ) -> Iterator[str]:
@@ -214,7 +215,7 @@ def report(
         UsageError: what is wrong with the request or with gold; `EVALUATE_NO_GOLD`, the split is empty.
     """
     opened = open_store(store)
-    audio = sources.audio_of(opened, None)
+    audio = sources.audio_of(opened, audio)
     one = stored(opened, audio, model, fp)
     matched = golden.match(opened, golden.read(gold), audio)
     clips = matched.filter(pc.equal(matched["split"], split))

@@ -99,7 +99,7 @@ def stored_models(store: Store, audio: str | None = None) -> list[Stored]:
 
 
 def audio_of(store: Store, wanted: str | None) -> str:
-    """The audio fingerprint a generation is made of.
+    """The audio fingerprint of what a generation is made of, or a student trained or judged by.
 
     Raises:
         UsageError: `AUDIO_UNKNOWN`, or `AUDIO_AMBIGUOUS` where recordings were cut several ways and none was asked for.
@@ -112,8 +112,8 @@ def audio_of(store: Store, wanted: str | None) -> str:
     if wanted is None:
         raise UsageError(
             "AUDIO_AMBIGUOUS",
-            f'{store.storage.shown} holds recordings cut in several ways; put audio = "…" into the recipe, one of '
-            f"{', '.join(there)}",
+            f"{store.storage.shown} holds recordings cut in several ways; name one of {', '.join(there)} with "
+            '--audio-fp, or as audio = "…" in the recipe',
         )
     if wanted not in there:
         raise UsageError(

@@ -465,6 +465,28 @@ def test_a_wrong_request_is_one_sentence(corpus: Path, arguments: tuple[str, ...
     assert result.stderr.count("\n") == 1
 
 
+def test_of_recordings_cut_two_ways_one_is_named(
+    corpus: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, audio = str(corpus / "gold.csv"), sources.audio_of(serpipe.open(store), None)
+    (tmp_path / "new").mkdir()
+    write_clip(tmp_path / "new" / "1000.wav", "anger", 1000, noise=False)
+    monkeypatch.setattr("tests.bench.SEGMENTATION", "window:1/1")
+    Bench(tmp_path / "new", ("mel-statistics",)).run(Storage(store))
+    asked = (
+        ("train", store, "--gold", gold),
+        ("evaluate", store, "--model", "teacher", "--gold", gold, "--split", "gate", "--replicates", "9"),
+    )
+    for arguments in asked:
+        refused = run(*arguments)
+        assert refused.stderr.startswith("serpipe: AUDIO_AMBIGUOUS: ")
+        assert audio in refused.stderr.split(" with --audio-fp, or ")[0]
+        assert run(*arguments, "--audio-fp", audio).exit_code == 0
+    recipe = TAUGHT.model_copy(update={"audio": audio})
+    again = [rounds.run(store, gold, recipe=recipe, settings=QUICK, limits=EASY, most=1) for _ in range(2)]
+    assert [ended.rounds for ended in again] == [(1,), (1,)]
+
+
 def test_a_student_that_labelled_nothing_is_not_judged(corpus: Path, store: str) -> None:
     gold = str(corpus / "gold.csv")
     generation.make(store, TAUGHT, gold=gold)
