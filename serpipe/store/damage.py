@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serpipe.errors import StoreError
-from serpipe.store import parquet, schemas
+from serpipe.store import parquet, schemas, steady
 from serpipe.store.storage import Storage
 
 MARKS = "damage/marks.json"
@@ -130,8 +130,9 @@ def unmark(storage: Storage) -> None:
 
 
 def stamp(storage: Storage, name: str) -> str | None:
-    """Changes whenever an object is written; None where there is none."""
+    """Changes whenever an object is written, and not with the path that leads to it; None where there is none."""
     try:
-        return str(storage.carefully(name, lambda: storage.fs.ukey(storage.path(name))))
+        info = storage.carefully(name, lambda: storage.fs.info(storage.path(name)))
     except FileNotFoundError:
         return None
+    return " ".join(str(info.get(sign)) for sign in steady.SIGNS)

@@ -17,8 +17,8 @@ from serpipe.store.storage import Storage
 MOVING = ("segments", "recordings")
 """Tables whose rows a rewrite may put into other files."""
 
-_SIGNS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "ino")
-"""What tells that a file is another one under its old name; each kind of store knows some."""
+SIGNS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What tells, by any path, that a file is another one under its old name; each kind of store knows some."""
 
 _T = TypeVar("_T")
 
@@ -27,9 +27,10 @@ Stamps = Mapping[str, tuple[str, ...]]
 
 
 def stamps(storage: Storage, table: str) -> Stamps:
-    """The files of a table."""
+    """The files of a table; here their numbers count too, which another mount may give otherwise."""
     return {
-        name: tuple(str(entry.get(sign)) for sign in _SIGNS) for name, entry in storage.listing(f"{table}/").items()
+        name: tuple(str(entry.get(sign)) for sign in (*SIGNS, "ino"))
+        for name, entry in storage.listing(f"{table}/").items()
     }
 
 

@@ -457,6 +457,22 @@ def test_what_was_made_good_since_is_not_touched() -> None:
     assert not storage.exists(damage.MARKS)
 
 
+def test_marks_hold_whatever_path_leads_to_the_store(tmp_path: Path) -> None:
+    """Verified on a host, labelled in a container that has the same folder elsewhere."""
+    world, storage = small(), Storage(str(tmp_path / "data"))
+    world.label(storage)
+    calm = contents(storage)
+    cut(storage, first(storage, "predictions/"))
+    assert verify(storage).findings
+    (tmp_path / "mounted").symlink_to(tmp_path / "data")
+    elsewhere = Storage(str(tmp_path / "mounted"))
+    done = mended(elsewhere, world)
+    assert done is not None
+    assert done.findings
+    assert contents(elsewhere) == calm
+    assert verify(storage).findings == ()
+
+
 def test_nothing_marked_is_nothing_to_mend() -> None:
     _, storage = two_runs()
     assert mend.mend(storage) is None
