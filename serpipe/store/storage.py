@@ -9,6 +9,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -306,7 +307,8 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            # Half a file would keep a full disk full.
-            os.unlink(beside)
+            # Half a file would keep a full disk full; there is none where it could not be begun.
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
             raise
         return beside

@@ -244,6 +244,23 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert storage.list("") == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EDQUOT, "STORE_FULL"), (errno.EACCES, "STORE_FORBIDDEN")])
+def test_a_file_that_cannot_be_begun_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """A quota, or a folder of somebody else: nothing lies there that could be taken away."""
+    storage = Storage(str(tmp_path))
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("serpipe.store.storage.open", refuse, raising=False)
+    for write in (storage.put, storage.create):
+        with pytest.raises(StoreError, match=f"{code}: {tmp_path}/a/b: "):
+            write("a/b", b"1")
+    assert storage.listing("", hidden=True) == {}
+
+
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
     storage = Storage("s3://no-such-bucket-here/x")
     assert storage.list("") == []
