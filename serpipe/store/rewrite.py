@@ -31,7 +31,7 @@ FOLDER = "rewrites/"
 KEYS = ["recording_id", "unit", "model", "fp", "audio"]
 
 AT_ONCE = 200_000
-"""Entries of one rewrite; a larger one is several, each of which is whole by itself."""
+"""Entries of one intent; a larger rewrite has several, which are carried out one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,19 @@ def forget(storage: Storage, units: pa.Table, *, files: Sequence[str] = ()) -> F
         StoreError: `STORE_DAMAGED`, a file that must be rewritten is not whole; nothing was changed.
     """
     going = _going(storage, units)
-    parts = [going.slice(start, AT_ONCE).combine_chunks() for start in range(0, going.num_rows, AT_ONCE)]
-    for part in parts or [going] * bool(files):
-        _look_first(storage, part, files)
-        name = f"{FOLDER}{uuid.uuid4().hex}.json"
-        storage.put(name, json.dumps({"entries": parquet.pack_table(part), "files": list(files)}).encode())
+    starts = range(0, going.num_rows, AT_ONCE)
+    for start in starts:
+        _look_first(storage, going.slice(start, AT_ONCE), going.slice(0, start + AT_ONCE), files)
+    # All that is to go is written down before anything goes: a unit must not outlive the file that it lay in.
+    begun = f"{FOLDER}{uuid.uuid4().hex}"
+    names = {f"{begun}-{place:04d}.json": start for place, start in enumerate(starts)}
+    for name, start in names.items():
+        part = going.slice(start, AT_ONCE).combine_chunks()
+        storage.put(name, json.dumps({"entries": parquet.pack_table(part)}).encode())
+    # Not by the intents, which may be carried out twice: rows that others need may move to a place that was freed here.
+    for file in files:
+        storage.delete(file)
+    for name in names:
         _carry_out(storage, name)
     return Forgotten(going.num_rows, len(going["recording_id"].unique()))
 
@@ -88,9 +96,10 @@ def under_way(storage: Storage) -> bool:
 
 
 def _carry_out(storage: Storage, name: str) -> None:
-    going, files = _intended(storage, name)
-    for file in files:
-        storage.delete(file)
+    if not storage.exists(name):
+        # This process was stopped, another took the store and finished this and what it had intended besides.
+        return
+    going = _intended(storage, name)
     for model, fp, commit, units in _by_model_commit(going):
         _Labels(storage, model, fp, commit).without(units)
     staying = lacking(ledger.of(storage, going["recording_id"]), going, KEYS)
@@ -105,11 +114,10 @@ def _carry_out(storage: Storage, name: str) -> None:
     storage.delete(name)
 
 
-def _intended(storage: Storage, name: str) -> tuple[pa.Table, list[str]]:
-    """The entries that an intent takes out, and the files that go with them."""
+def _intended(storage: Storage, name: str) -> pa.Table:
+    """The entries that an intent takes out."""
     try:
-        intent = json.loads(storage.get(name))
-        return parquet.unpack_table(intent["entries"]).cast(schemas.LEDGER), list(intent["files"])
+        return parquet.unpack_table(json.loads(storage.get(name))["entries"]).cast(schemas.LEDGER)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             "STORE_DAMAGED",
@@ -119,17 +127,24 @@ def _intended(storage: Storage, name: str) -> tuple[pa.Table, list[str]]:
         ) from error
 
 
-def _look_first(storage: Storage, going: pa.Table, files: Sequence[str]) -> None:
-    """Make sure that everything to be rewritten is whole, for a rewrite that has begun must come to its end."""
+def _look_first(storage: Storage, going: pa.Table, gone: pa.Table, files: Sequence[str]) -> None:
+    """Make sure that everything to be rewritten is whole, for a rewrite that has begun must come to its end.
+
+    Args:
+        storage: the store.
+        going: entries that are taken out at once.
+        gone: they and those that have left before them.
+        files: what is deleted unread.
+    """
     names: list[str] = []
     for model, fp, commit, _ in _by_model_commit(going):
         names += [kind(model, fp, commit) for kind in (layout.predictions, layout.embeddings, layout.frames)]
-    staying = lacking(ledger.of(storage, going["recording_id"]), going, KEYS)
+    staying = lacking(ledger.of(storage, going["recording_id"]), gone, KEYS)
     for table in _describing(storage, going, staying):
         names += table.sources + list(table.homes_of_all())
-    gone = set(files)
+    unread = set(files)
     for name in dict.fromkeys(names):
-        if name in gone or not storage.exists(name):
+        if name in unread or not storage.exists(name):
             continue
         why = seal.broken(io.BytesIO(storage.get(name)))
         if why:

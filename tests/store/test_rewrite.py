@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pyarrow as pa
@@ -11,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serpipe.errors import StoreError
-from serpipe.store import closing, layout, ledger, parquet, rewrite
+from serpipe.store import closing, layout, ledger, mend, parquet, rewrite
 from serpipe.store.reading import Store
 from serpipe.store.storage import Storage
+from serpipe.store.verify import verify
 from tests.faults.contents import on_disk, shown
+from tests.faults.world import Recording, World
 from tests.store.worlds import bytes_of, contents, entries_of, memory, small, two_runs
 
 
@@ -184,6 +187,43 @@ def test_killed_at_every_change_it_is_finished_by_the_next_start(model: str) -> 
     assert at >= 10
     world.label(other)
     assert contents(other)[:2] == calm[:2]
+
+
+def test_a_large_mending_is_finished_wherever_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its units leave part by part, and the damaged file that they lay in with the first of them."""
+    monkeypatch.setattr(rewrite, "AT_ONCE", 2)
+    world, storage = World(per_pack=5).add(Recording(uri="/feed/long.wav", units=(1, 2, 1, 1, 1))), memory()
+    world.label(storage)
+    calm = contents(storage)
+    (name,) = storage.list("predictions/")
+    storage.put(name, storage.get(name)[:-3])
+    start = bytes_of(storage)
+    for at in itertools.count():
+        other = memory()
+        for there, data in start.items():
+            other.put(there, data)
+        assert [finding.file for finding in verify(other).findings] == [name]
+        try:
+            mend.mend(Dying(other.root, at))
+        except Died:
+            world.label(other)
+            assert contents(other) == calm, at
+            assert verify(other).findings == ()
+        else:
+            break
+    assert at >= 15
+
+
+def test_a_large_rewrite_that_meets_damage_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is its last part that is damaged."""
+    monkeypatch.setattr(rewrite, "AT_ONCE", 3)
+    _, storage = two_runs()
+    name = layout.predictions("m2", "g1", max(entries_of(storage, model="m2")["commit"].to_pylist()))
+    storage.put(name, storage.get(name)[:-1])
+    before = bytes_of(storage)
+    with pytest.raises(StoreError, match=r"STORE_DAMAGED: .*nothing was changed"):
+        rewrite.forget(storage, ledger.load(storage))
+    assert bytes_of(storage) == before
 
 
 def test_a_rewrite_that_meets_damage_changes_nothing() -> None:
