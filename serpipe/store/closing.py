@@ -104,6 +104,8 @@ def tidy(storage: Storage, record: runs.Run) -> Closed:
         orphans |= {f for f in storage.list(place.removesuffix(".parquet")) if layout.stem(f) not in kept}
     for name, parts in sorted(committed.items()):
         if name not in indexed:
+            # Its other models may have been about to settle more, which the next run makes and describes anew.
+            commit.only_settled(storage, name, record.audio, parts)
             commit.index(storage, name, parts)
     for file in sorted(orphans):
         storage.delete(file)

@@ -4,7 +4,8 @@ Order is the guarantee. What describes the rows comes first; then each model's p
 commit and lists in its footer every unit it settles; then the ledger, which is only an index over those footers. A
 commit that is carried out twice finds its predictions files and adopts them. Its second try may come to other rows, for
 a recording may be out of reach meanwhile, or back: without predictions the first try's files are replaced or deleted,
-with some of them what the first try described is what the other models may settle.
+with some of them what the first try described is what the other models may settle. Models may settle different units of
+a commit: where one did and another could not, what describes the units of the other alone is taken out again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serpipe.errors import StoreError
 from serpipe.labels import MAPPING_VERSION
 from serpipe.store import layout, parquet, schemas
+from serpipe.store.look import look
 from serpipe.store.rowsets import having, lacking
 from serpipe.store.storage import Storage
 
@@ -97,7 +100,11 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
             (layout.quarantine(name), commit.quarantine, schemas.QUARANTINE),
         ):
             _describe(storage, file, table, schema, common)
-    open_parts = [_agreeing(part, commit, adopted) for part in commit.models if part.model not in adopted]
+    open_parts = [part for part in commit.models if part.model not in adopted]
+    if adopted and open_parts:
+        changed = _changed(storage, commit, adopted)
+        open_parts = [_without(part, changed) for part in open_parts]
+        only_settled(storage, name, audio, [*(part.settled for part in open_parts), *adopted.values()])
     for part in open_parts:
         facts = common | _facts(part)
         for file, table, schema in (
@@ -115,17 +122,40 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
     return index(storage, name, [*(part.settled for part in open_parts), *adopted.values()])
 
 
-def _agreeing(part: ModelRows, commit: Commit, adopted: dict[str, pa.Table]) -> ModelRows:
-    """A model's part without units that ended otherwise when the commit was begun, and are described so; they are left.
+def _changed(storage: Storage, commit: Commit, adopted: dict[str, pa.Table]) -> pa.Table:
+    """Units that ended otherwise when the commit was begun, or that its files describe otherwise; they are left.
 
     Args:
-        part: of a model that has not committed.
+        storage: the store.
         commit: as it is carried out now.
         adopted: what each model that has committed settled then.
     """
-    then = pa.concat_tables([schemas.LEDGER.empty_table(), *adopted.values()])
-    now = [other.settled for other in commit.models if other.model in adopted]
-    changed = lacking(pa.concat_tables([schemas.LEDGER.empty_table(), *now]), then, [*_UNIT, "status", "segments"])
+    nothing = schemas.LEDGER.empty_table()
+    then = pa.concat_tables([nothing, *adopted.values()])
+    settled = pa.concat_tables([nothing, *(part.settled for part in commit.models)])
+    now = pa.concat_tables([nothing, *(part.settled for part in commit.models if part.model in adopted)])
+    segments = _differing(storage, layout.segments(commit.audio, commit.name), commit.segments, ["segment_id", *_UNIT])
+    ended = _differing(storage, layout.recordings(commit.name), commit.recordings, ["recording_id"])
+    # Of units that no model has settled only the files tell, and of failures not even they.
+    untold = pa.concat_tables(
+        [
+            having(settled, segments, _UNIT),
+            having(settled, ended, ["recording_id"]),
+            settled.filter(pc.equal(settled["status"], "failed")),
+        ]
+    )
+    return pa.concat_tables([lacking(now, then, [*_UNIT, "status", "segments"]), lacking(untold, then, _UNIT)])
+
+
+def _differing(storage: Storage, file: str, rows: pa.Table, keys: list[str]) -> pa.Table:
+    """Keys of rows that a file has and that are not among these, and of those of these that it has not."""
+    now = rows.select(keys)
+    then = parquet.read(storage, [file] if storage.exists(file) else [], now.schema)
+    return pa.concat_tables([lacking(then, now, keys), lacking(now, then, keys)])
+
+
+def _without(part: ModelRows, changed: pa.Table) -> ModelRows:
+    """A part of a commit without some units."""
     if not changed.num_rows:
         return part
     predictions = lacking(part.predictions, changed, _UNIT)
@@ -146,6 +176,33 @@ def _describe(storage: Storage, file: str, table: pa.Table | None, schema: pa.Sc
     else:
         # The same commit may have been begun before, when a recording could be read that now cannot, or could not.
         storage.delete(file)
+
+
+def only_settled(storage: Storage, name: str, audio: str, settled: Sequence[pa.Table]) -> None:
+    """Take out of what describes a commit the rows of units that no model settles there; who settles them writes them.
+
+    Safe to repeat and to interrupt, before the ledger knows the commit.
+
+    Args:
+        storage: the store.
+        name: of the commit.
+        audio: audio fingerprint.
+        settled: what each of its models settles, rows of `schemas.LEDGER`.
+    """
+    held = pa.concat_tables([schemas.LEDGER.empty_table(), *settled])
+    held = held.filter(pc.not_equal(held["status"], "failed"))
+    ended = held.filter(held["final"])
+    for file, schema, units in (
+        (layout.segments(audio, name), schemas.SEGMENTS, held.select(_UNIT)),
+        (layout.recordings(name), schemas.RECORDINGS, ended.select(["recording_id"])),
+    ):
+        seen = look(storage, file)
+        if seen is None or seen.code is not None or seen.content is None:
+            # One that is damaged is for `verify` to judge.
+            continue
+        if lacking(seen.content, units, units.column_names).num_rows:
+            rows = having(parquet.read(storage, [file], schema), units, units.column_names)
+            _describe(storage, file, rows, schema, {"audio": audio, "commit": name})
 
 
 def _facts(part: ModelRows) -> dict[str, str]:

@@ -71,6 +71,13 @@ def _changed(storage: Storage) -> object:
     return later.label(storage)
 
 
+def _cut_otherwise(storage: Storage) -> object:
+    """Other segments, new recordings, and a model more: it alone labels what the other keeps."""
+    later = world().add(Recording(uri="/m.wav", units=(3,)), Recording(uri="/z.wav", units=(1,)))
+    later.audio = "a2"
+    return later.label(storage)
+
+
 def _retry(storage: Storage) -> object:
     return retry(Store(storage))
 
@@ -135,6 +142,7 @@ SCENARIOS = {
     "closing": Scenario((label_and_die,), _close),
     "shards": Scenario((), in_shards),
     "model added": Scenario((_one_model,), _label),
+    "cut otherwise": Scenario((_one_model,), _cut_otherwise),
     "archive changed": Scenario((_label,), _changed),
     "relabelled": Scenario((_label,), _relabel),
     "retry": Scenario((_label,), _retry),

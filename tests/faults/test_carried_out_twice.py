@@ -34,10 +34,12 @@ def archive(ends: Ends, others: int, models: int) -> World:
 
 
 def tries(
-    storage: Storage, first: Ends, then: Ends, others: int, models: int, run: str = ""
+    storage: Storage, first: Ends, then: Ends, others: int, models: int, run: str = "", earlier: World | None = None
 ) -> Iterator[commit.Commit]:
-    """Both tries at the one commit of a run that goes on meanwhile."""
+    """Both tries at the one commit of a run that goes on meanwhile, behind an earlier one."""
     version.check(storage)
+    if earlier is not None:
+        earlier.label(storage)
     run, one = run or runs.new_run_id(), archive(first, others, models)
     plan.make_plan(storage, run, [one.catalogue], audio="a1", models=one.models, by_length=False)
     runs.save(storage, runs.Run(run_id=run, started=runs.now(), audio="a1", models=one.models))
@@ -77,6 +79,45 @@ def test_a_commit_carried_out_again_with_another_outcome(
             archive("well", others, models).label(storage)
             assert on_disk(storage) == on_disk(calm)
             assert failing(Store(storage)) == set()
+        assert verify(storage).findings == ()
+        forget(storage.root)
+    assert at > 6
+    forget(calm.root)
+
+
+EARLIER = {
+    "labelled": World(models={"m0": "f1"}, audio="a0").add(Recording(uri="/a.wav", units=(2,))),
+    "failed": World(models={"m0": "f1"}, audio="a1").add(Recording(uri="/a.wav", units=(), ends="failed")),
+}
+
+
+@pytest.mark.parametrize("earlier", EARLIER)
+@pytest.mark.parametrize(("first", "then"), [("well", "well"), ("well", "open"), ("open", "well"), ("open", "failed")])
+def test_a_commit_carried_out_again_whose_models_settle_different_units(
+    monkeypatch: pytest.MonkeyPatch, first: Ends, then: Ends, earlier: str
+) -> None:
+    """Only one of them labels the recording that can be read, or cannot; the other did, or failed, before."""
+    monkeypatch.setattr(worlds, "refuses", lambda model, segment: False)
+    later = archive("failed" if then == "failed" else "well", 1, 2)
+    calm = Storage(f"memory://calm-{next(_serial)}")
+    EARLIER[earlier].label(calm)
+    later.label(calm)
+    for at in itertools.count():
+        storage = Storage(f"memory://again-{next(_serial)}")
+        one, two = tries(storage, first, then, 1, 2, earlier=EARLIER[earlier])
+        try:
+            commit.write(Mortal(storage.root, at), one)
+        except Killed:
+            pass
+        else:
+            break
+        commit.write(storage, two)
+        shown(Store(storage))
+        runs.finish(storage, runs.load(storage)[-1])
+        assert verify(storage).findings == ()
+        left = later.label(storage).left
+        assert left == 0 or first != then
+        assert on_disk(storage) == on_disk(calm)
         assert verify(storage).findings == ()
         forget(storage.root)
     assert at > 6

@@ -10,7 +10,10 @@ import pytest
 from serpipe.store import closing, layout, ledger, parquet, runs, schemas
 from serpipe.store.rows import quarantine_rows
 from serpipe.store.storage import Storage
+from serpipe.store.verify import verify
 from tests.bench import Bench, Killed, Mortal
+from tests.faults.world import Recording, World
+from tests.store.worlds import contents, memory
 
 
 @pytest.fixture
@@ -85,3 +88,32 @@ def test_a_run_that_ended_is_not_closed(calm: tuple[str, list[str]]) -> None:
     root, _ = calm
     assert closing.close_interrupted(Storage(root)) == []
     assert [run.state for run in runs.load(Storage(root))] == ["finished"]
+
+
+class WithoutTheSecond(Storage):
+    """Dies when one model has committed and the other is about to."""
+
+    def put(self, name: str, data: bytes) -> None:
+        if name.startswith("predictions/model=m2/"):
+            raise Killed
+        super().put(name, data)
+
+
+@pytest.mark.parametrize("before", ["labelled", "failed"])
+def test_what_only_a_killed_model_settles_is_described_once(before: str) -> None:
+    """The first model has labelled a recording with other segments, or it failed then; another shares its commit."""
+    calm, storage = memory(), memory()
+    for store in (calm, storage):
+        world = World().add(Recording(uri="/a.wav", units=(2, 1)))
+        if before == "failed":
+            world.add(Recording(uri="/a.wav", units=(), ends="failed"))
+        world.label(store)
+        world.models = {"m1": "f1", "m2": "f1"}
+        world.audio = "a2" if before == "labelled" else "a1"
+        world.add(Recording(uri="/a.wav", units=(2, 1)), Recording(uri="/b.wav", units=(1,)))
+        if store is storage:
+            with pytest.raises(Killed):
+                world.label(WithoutTheSecond(store.root))
+        world.label(store)
+    assert contents(storage) == contents(calm)
+    assert verify(storage).findings == ()
