@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ import pyarrow as pa
 from serpipe.manifest import storage
 from serpipe.manifest.rows import Batch, Faults, text_array
 from serpipe.manifest.text import empty_meta
+
+if TYPE_CHECKING:
+    from serpipe.manifest.source import Part
 
 NEVER_AUDIO = frozenset((
     ".csv", ".tsv", ".txt", ".md", ".rst", ".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml",
@@ -70,18 +73,23 @@ def _split(place: str, glob: bool) -> tuple[list[dict[str, Any]], dict[str, int]
     return [part for part, count in summed if count], left_out, sum(count for _, count in summed)
 
 
-def read_files(place: str, deep: bool, glob: bool, batch_rows: int) -> Iterator[Batch]:
-    """Read a folder or pattern as a manifest: one row a file, numbered in the order of the listing."""
-    if glob:
-        found: Iterable[storage.Entry] = storage.expand(place)
+def read_files(part: Part, glob: bool, batch_rows: int) -> Iterator[Batch]:
+    """Read a folder, a pattern or one recording as a manifest: one row a file, numbered in the order of the listing."""
+    place = part.location
+    query = ""
+    if glob and not storage.is_pattern(place):
+        found: Iterable[storage.Entry] = [_described(part)]
+        query = f"?{part.query}" if part.query else ""
+    elif glob:
+        found = storage.expand(place)
     else:
-        found = storage.walk(place) if deep else storage.list_folder(place)[0]
+        found = storage.walk(place) if part.deep else storage.list_folder(place)[0]
     kept = (entry for entry in found if leave_out(entry.uri) is None)
     done = 0
     while chunk := list(islice(kept, batch_rows)):
         faults: Faults = {}
         fields = {
-            "uri": text_array([entry.uri for entry in chunk], faults),
+            "uri": text_array([entry.uri + query for entry in chunk], faults),
             "etag": pa.array([entry.etag for entry in chunk], pa.string()),
             "size": _text([entry.size for entry in chunk]),
             "mtime_ns": _text([entry.mtime_ns for entry in chunk]),
@@ -89,6 +97,13 @@ def read_files(place: str, deep: bool, glob: bool, batch_rows: int) -> Iterator[
         source = place.encode("utf-8", "backslashreplace").decode()
         yield Batch(source, np.arange(done + 1, done + 1 + len(chunk)), fields, empty_meta(len(chunk)), faults)
         done += len(chunk)
+
+
+def _described(part: Part) -> storage.Entry:
+    """What is known of the one recording that a part is."""
+    if (entry := storage.describe(part.location, part.query)) is None:
+        raise FileNotFoundError(part.location)
+    return entry
 
 
 def leave_out(uri: str) -> str | None:

@@ -137,7 +137,7 @@ class Manifest:
             return read_json_lines(uri, query, plain_row(named), batch_rows)
         if self.format == "kaldi":
             return kaldi.read_kaldi(uri, query, dict(self.companions), batch_rows)
-        return read_files(uri, part.deep, self.format == "glob", batch_rows)
+        return read_files(part, self.format == "glob", batch_rows)
 
 
 def open_manifest(
@@ -222,7 +222,7 @@ def _find(place: str, query: str | None, wanted: str | None) -> _Found:
             raise UsageError(
                 "MANIFEST_UNKNOWN_FORMAT", f"{place} is neither audio nor a list that is read; save the list as CSV"
             )
-        # No list is binary but Parquet: this is one recording, and a pattern without a wildcard.
+        # No list is binary but Parquet: this is one recording, which is read as a pattern that only it matches.
         return "glob", (_part(entry, query),), {}, {}
     kind = _format_of(place, query, wanted)
     companions = {}

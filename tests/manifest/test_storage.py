@@ -215,6 +215,24 @@ def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     assert open_manifest(str(tmp_path / "may [1]")).format == "folder"
 
 
+@pytest.mark.parametrize("name", ["may [1].wav", "may?.wav", "*.wav", "may 1.wav"])
+def test_one_recording_is_itself_however_much_it_looks_like_a_pattern(tmp_path: Path, name: str) -> None:
+    for other in ("may 1.wav", "may1.wav", name):
+        (tmp_path / other).write_bytes(b"RIFF\0" + other.encode())
+    manifest = open_manifest(str(tmp_path / name))
+    (found,) = read_rows(manifest).to_pylist()
+    assert (found["uri"], found["size"]) == (str(tmp_path / name), 5 + len(name))
+    assert manifest.fingerprint is not None
+
+
+def test_one_recording_that_has_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    manifest = open_manifest(str(tmp_path / "a.wav"))
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(UsageError, match=r"MANIFEST_NOT_FOUND: .*a\.wav has gone"):
+        read_rows(manifest)
+
+
 def test_fingerprints_change_with_what_they_stand_for(archive: Path) -> None:
     first = open_manifest(str(archive)).fingerprint
     assert open_manifest(str(archive)).fingerprint == first
@@ -395,6 +413,33 @@ def test_a_web_server(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
     assert "secret" not in repr(manifest)
     assert manifest.fingerprint is None
+
+
+def test_one_recording_by_a_signed_url(tmp_path: Path) -> None:
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def send_head(self) -> Any:
+            if not self.path.endswith("?X-Amz-Signature=secret"):
+                return self.send_error(403)
+            return super().send_head()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_address[1]}/a.wav"
+    try:
+        manifest = open_manifest(f"{place}?X-Amz-Signature=secret")
+        found = read_manifest(f"{place}?X-Amz-Signature=secret").to_pylist()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [(row["uri"], row["query"], row["size"]) for row in found] == [(place, "X-Amz-Signature=secret", 5)]
+    assert "secret" not in repr(manifest)
 
 
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
