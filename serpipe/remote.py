@@ -53,6 +53,9 @@ _REFUSED_CREDENTIALS = {
 SILENCE_S = 300.0
 """Seconds that a web server may be silent, before it answers and within an answer."""
 
+_FAILED = range(400, 600)
+"""What HTTP answers where it did not do what it was asked for."""
+
 _WEB = re.compile(r"^https?://", re.IGNORECASE)
 _S3 = re.compile(r"^s3[an]?://", re.IGNORECASE)
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 2}
@@ -148,7 +151,8 @@ def trouble(error: Exception) -> Trouble:
     status = _status(error)
     if status in (404, 410):
         return Trouble.ABSENT
-    if status in (401, 403) or isinstance(error, PermissionError) or without_credentials(error):
+    refused = status in (401, 403) or isinstance(error, PermissionError) or _refused_by_google(error)
+    if refused or without_credentials(error):
         return Trouble.FORBIDDEN
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) and status is None:
         # fsspec calls every failure on the web a missing file; what is behind it tells.
@@ -186,6 +190,9 @@ def bad_credentials(error: Exception) -> str | None:
             return type(found).__name__
         if (code := _code(found)) in _REFUSED_CREDENTIALS:
             return code
+        if not hasattr(found, "status") and _store_status(found) == 401:
+            # A web server says so of a page, a store of whoever asks.
+            return "401"
         found = found.__cause__
     return None
 
@@ -225,5 +232,22 @@ def _status(error: Exception) -> int | None:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if isinstance(status, int):
                 return status
+        if (status := _store_status(found)) is not None:
+            return status
         found = found.__cause__
     return None
+
+
+def _store_status(error: BaseException) -> int | None:
+    """The HTTP status as Azure's client names it, and Google's, whose name for it others have for words."""
+    for name in ("status_code", "code"):
+        status = getattr(error, name, None)
+        if isinstance(status, int) and status in _FAILED:
+            return status
+    return None
+
+
+def _refused_by_google(error: Exception) -> bool:
+    """Whether an error is a 403 of gcsfs, known by its text alone; a limit on requests is one too, and passes."""
+    head, _, why = str(error).partition("\n")
+    return isinstance(error, OSError) and head.startswith("Forbidden") and "limit" not in why.lower()

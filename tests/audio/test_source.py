@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import http.server
 import os
 import socket
@@ -19,6 +20,7 @@ from serpipe import remote
 from serpipe.audio.source import is_remote, local_copy
 from serpipe.audio.stage import Decode
 from serpipe.errors import AudioError
+from serpipe.remote import Trouble
 from serpipe.testing import write_speech
 from tests.audio.test_stage import gather, row, table
 from tests.audio.web import served
@@ -281,6 +283,59 @@ def test_a_long_download_ends_and_a_silent_one_is_given_up(
 def test_what_will_not_change_is_asked_once(site: str) -> None:
     assert refusal_of(f"{site}/gone.wav").code == "RECORDING_NOT_FOUND"
     assert len(Pages.asked) == 1
+
+
+class HttpError(Exception):
+    """As gcsfs raises it, whose 403 is an OSError without a number."""
+
+    def __init__(self, code: int | str | None) -> None:
+        super().__init__(f"said Google, {code}")
+        self.code = code
+
+
+class HttpResponseError(Exception):
+    """As Azure raises it."""
+
+    def __init__(self, status_code: int | None) -> None:
+        super().__init__("said Azure")
+        self.response, self.status_code = object(), status_code
+
+
+GOOGLE = "Forbidden: https://storage.googleapis.com/b/o/limits.wav\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "credentials"),
+    [
+        (OSError(GOOGLE + "m@x does not have storage.objects.get access"), Trouble.FORBIDDEN, None),
+        (OSError(GOOGLE + "User Rate Limit Exceeded"), Trouble.PASSING, None),
+        (HttpError(401), Trouble.FORBIDDEN, "401"),
+        (HttpError(404), Trouble.ABSENT, None),
+        (HttpError(503), Trouble.PASSING, None),
+        (HttpError("403"), Trouble.PASSING, None),
+        (HttpError(errno.EACCES), Trouble.PASSING, None),
+        (HttpError(None), Trouble.PASSING, None),
+        (HttpResponseError(403), Trouble.FORBIDDEN, None),
+        (HttpResponseError(404), Trouble.ABSENT, None),
+        (HttpResponseError(500), Trouble.PASSING, None),
+        (HttpResponseError(None), Trouble.PASSING, None),
+    ],
+)
+def test_what_google_and_azure_refuse_is_not_asked_for_again(
+    error: Exception, expected: Trouble, credentials: str | None
+) -> None:
+    assert remote.trouble(error) is expected
+    assert remote.bad_credentials(error) == credentials
+    tries = 0
+
+    def ask() -> None:
+        nonlocal tries
+        tries += 1
+        raise error
+
+    with pytest.raises(type(error)):
+        remote.patiently().copy(sleep=lambda _: None)(ask)
+    assert tries == (remote.ATTEMPTS if expected is Trouble.PASSING else 1)
 
 
 def test_a_kind_of_uri_that_nothing_reads() -> None:
