@@ -13,6 +13,11 @@ from serpipe.manifest import storage
 
 _LINKED = re.compile(r"::")
 
+_OBJECT_STORES = tuple(
+    f"{scheme}://" for scheme in ("s3", "gs", "abfs", "abfss", "az", "wasb", "wasbs", "oss", "oci", "tos", "obs", "r2")
+)
+"""In their keys `..` is a name like any other; elsewhere it may be the folder above."""
+
 
 class Roots:
     """The folders, buckets and prefixes that a manifest may name files in.
@@ -53,7 +58,7 @@ class Roots:
             return True
         if storage.is_local(uri):
             return os.path.realpath(uri).startswith(tuple(self._local))
-        if _LINKED.search(uri) or (storage.is_web(uri) and _climbs(uri)):
+        if _LINKED.search(uri) or (not uri.startswith(_OBJECT_STORES) and _climbs(uri)):
             return False
         return uri.startswith(tuple(self._remote))
 
@@ -63,7 +68,7 @@ def _folder(uri: str) -> str:
 
 
 def _climbs(uri: str) -> bool:
-    """Whether a web client would take `..` for the folder above; in a key of an object store it is a name."""
+    """Whether whoever opens a uri may be led to the folder above, by `..` in any spelling."""
     path = uri
     while (plain := unquote(path)) != path:
         path = plain
