@@ -14,7 +14,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from serpipe.audio.localfile import LocalFile, ReadingFailed, failed
 from serpipe.audio.ogg import joined_streams
+from serpipe.audio.riff import sample_data
 
 if TYPE_CHECKING:
     import av
@@ -85,6 +86,7 @@ class Track:
         frames: yields `(sample_rate, (channels, n))`; rate, channels and dtype may change on the way. Raises
             `ReadingFailed` where the file's bytes cannot be had.
         undecoded_s: seconds inside the track that the codec refused; silence keeps their place.
+        beyond_s: seconds that lie behind the track's end as the header claims it, and that no codec reads.
         error: why decoding ended early; None while it has not.
     """
 
@@ -92,6 +94,7 @@ class Track:
     file: LocalFile
     frames: Iterator[tuple[int, Frames]]
     undecoded_s: float = 0.0
+    beyond_s: float = 0.0
     error: str | None = None
 
 
@@ -114,7 +117,23 @@ def open_track(path: str, backend: str) -> Track:
     # Both libraries take a file they cannot make out for headerless audio when its name ends in .au, .al, .g722
     # or the like, and play an error page as noise. No name, no guess.
     file = LocalFile(path)
-    return _open_sndfile(file) if backend == "sndfile" else _open_ffmpeg(file, file.reader)
+    track = _open_sndfile(file) if backend == "sndfile" else _open_ffmpeg(file, file.reader)
+    _compare_with_wav(track, backend)
+    return track
+
+
+def _compare_with_wav(track: Track, backend: str) -> None:
+    """Note what a WAV claims and the file lacks, of which libsndfile is silent, and what follows, of which both are."""
+    stated, file = track.header.claimed_s, track.file
+    try:
+        data = None if stated is None or file.size is None else sample_data(file.descriptor, file.size)
+    except OSError as error:
+        raise ReadingFailed(error.errno or errno.EIO, error.strerror or os.strerror(errno.EIO)) from error
+    if stated is None or data is None:
+        return
+    if backend == "sndfile":
+        track.header = replace(track.header, claimed_s=stated * data.claimed / data.present)
+    track.beyond_s = stated * data.behind / data.present
 
 
 def _open_sndfile(source: LocalFile) -> Track:

@@ -67,11 +67,13 @@ class Outcome:
         samples: samples per channel delivered, at 16 kHz.
         undecoded_s: seconds inside the recording that no codec could read and silence stands for.
         error: why decoding stopped before the file did; None where it ran to the end.
+        beyond_s: seconds that lie behind the recording's end as its header claims it; they are not decoded.
     """
 
     samples: int = 0
     undecoded_s: float = 0.0
     error: str | None = None
+    beyond_s: float = 0.0
 
     @property
     def duration_s(self) -> float:
@@ -143,6 +145,7 @@ class Decoding:
             if chosen.shape[1]:
                 yield self._counted(chosen)
         self.outcome.undecoded_s = self._track.undecoded_s
+        self.outcome.beyond_s = self._track.beyond_s
         self.outcome.error = self.outcome.error or self._track.error
         # Before the last samples: with them the recording's last unit would be complete.
         self._look()

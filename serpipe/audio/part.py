@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from serpipe.audio.ranges import HEAD_BYTES, NoRangesError, Remote, Span, write_parts
+from serpipe.audio.riff import chunks
 
 LEAST_BYTES = 8 << 20
 """Of an object that is read in part: a shorter one comes as fast whole."""
@@ -97,10 +98,8 @@ def layout_of(head: bytes) -> Layout | None:
     """
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
-    place, facts = 12, None
-    while place + 8 <= len(head):
-        kind, length = head[place : place + 4], int.from_bytes(head[place + 4 : place + 8], "little")
-        body = place + 8
+    facts = None
+    for kind, body, length in chunks(lambda count, at: head[at : at + count]):
         if kind == b"fmt " and 16 <= length <= len(head) - body:
             form, _, rate, _, frame, _ = struct.unpack_from("<HHIIHH", head, body)
             if form == _EXTENSIBLE and length >= 26:
@@ -111,7 +110,6 @@ def layout_of(head: bytes) -> Layout | None:
         if kind == b"data":
             # A writer that was not ended left 0 there, and codecs read such a file to its end.
             return None if facts is None or not length else Layout(body, body + length, *facts)
-        place = body + length + length % 2
     return None
 
 

@@ -45,8 +45,10 @@ def verdict(outcome: Outcome, *, header_s: float | None, claimed_s: float | None
     decoded = outcome.duration_s
     if outcome.error or outcome.undecoded_s:
         return "damaged"
-    if header_s is not None and not agree(decoded, header_s):
-        return "shorter_than_header" if decoded < header_s else "longer_than_header"
+    # Behind the end of a recording that was read in part may lie what was not read either.
+    held = decoded if peak is None else decoded + outcome.beyond_s
+    if header_s is not None and not agree(held, header_s):
+        return "shorter_than_header" if held < header_s else "longer_than_header"
     if peak == 0.0:
         return "silent"
     if claimed_s is not None and not agree(decoded, claimed_s):

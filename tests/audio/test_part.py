@@ -93,8 +93,19 @@ def test_a_file_that_was_cut_off_is_still_told(tmp_path: Path) -> None:
     here = decoded(str(path))
     same(there, here)
     assert there.codes.count("SEGMENT_OUTSIDE") == 2
-    assert there.recordings[0]["verdict"] == "in_part"
+    assert there.recordings[0]["verdict"] == here.recordings[0]["verdict"] == "shorter_than_header"
     assert site.sent < 0.2 * path.stat().st_size
+
+
+def test_what_follows_the_samples_and_was_not_read_is_not_judged(tmp_path: Path) -> None:
+    path = write(tmp_path / "long.wav", rate=16_000, channels=1)
+    picture = os.urandom(2 * part.NEAR_BYTES)
+    path.write_bytes(path.read_bytes() + b"APIC" + len(picture).to_bytes(4, "little") + picture)
+    with served(tmp_path) as site:
+        there = decoded(f"{site.url}/long.wav")
+    here = decoded(str(path))
+    same(there, here)
+    assert (there.recordings[0]["verdict"], here.recordings[0]["verdict"]) == ("in_part", "ok")
 
 
 @pytest.mark.parametrize("why", ["speech", "most", "no ranges", "capped ranges", "float", "flac", "short", "not ended"])

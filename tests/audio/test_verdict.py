@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +42,13 @@ def verdict_of(path: str | Path, claimed_s: float | None = None) -> str:
         (Outcome(14 * SECOND, error="lost sync"), 28.0, 20.0, 0.0, "damaged"),
         (Outcome(14 * SECOND, undecoded_s=0.1), 14.0, 14.0, 0.5, "damaged"),
         (Outcome(1), 1 / SECOND, None, 0.5, "ok"),
+        (Outcome(14 * SECOND, beyond_s=20.0), 14.0, None, 0.5, "longer_than_header"),
+        (Outcome(14 * SECOND, beyond_s=0.4), 14.0, 14.0, 0.5, "ok"),
+        (Outcome(14 * SECOND, beyond_s=20.0), 14.0, None, None, "in_part"),
     ],
 )
 def test_verdicts(
-    outcome: Outcome, header_s: float | None, claimed_s: float | None, peak: float, expected: str
+    outcome: Outcome, header_s: float | None, claimed_s: float | None, peak: float | None, expected: str
 ) -> None:
     assert verdict(outcome, header_s=header_s, claimed_s=claimed_s, peak=peak) == expected
     assert expected in VERDICTS
@@ -75,6 +80,11 @@ BROKEN = {
     "flac-testbench/05 - wrong total number of samples.flac": "longer_than_header",
     "made/silence_all_zero.wav": "silent",
     "made/white_noise.wav": "ok",
+    "made/truncated_mid_data.wav": "shorter_than_header",
+    "made/data_size_too_big.wav": "shorter_than_header",
+    "made/data_size_ffffffff.wav": "ok",
+    "made/data_size_zero_but_data.wav": "ok",
+    "made/trailing_garbage.wav": "ok",
 }
 
 
@@ -89,3 +99,83 @@ def test_claims_of_the_manifest(tmp_path: Path) -> None:
     assert verdict_of(path, claimed_s=50.0) == "differs_from_manifest"
     soundfile.write(tmp_path / "silent.flac", np.zeros(SECOND), SECOND)
     assert verdict_of(tmp_path / "silent.flac") == "silent"
+
+
+# --- what a WAV claims
+
+
+def write_wav(path: Path, format: str = "WAV", subtype: str = "PCM_16", endian: str = "FILE") -> Path:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(20 * SECOND)
+    soundfile.write(path, noise, SECOND, format=format, subtype=subtype, endian=endian)
+    return path
+
+
+def claim(path: Path, length: int) -> int:
+    """Let a header claim so many bytes of samples; says how many it did."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    before = int.from_bytes(content[at : at + 4], "little")
+    content[at : at + 4] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    return before
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype", "endian"),
+    [
+        ("WAV", "PCM_16", "FILE"),
+        ("WAV", "PCM_24", "FILE"),
+        ("WAV", "PCM_U8", "FILE"),
+        ("WAV", "FLOAT", "FILE"),
+        ("WAV", "ULAW", "FILE"),
+        ("WAV", "IMA_ADPCM", "FILE"),
+        ("WAV", "MS_ADPCM", "FILE"),
+        ("WAV", "GSM610", "FILE"),
+        ("WAV", "PCM_16", "BIG"),
+        ("WAVEX", "PCM_16", "FILE"),
+        ("RF64", "PCM_16", "FILE"),
+    ],
+)
+def test_a_wav_that_was_cut_off_is_told(tmp_path: Path, format: str, subtype: str, endian: str) -> None:
+    path = write_wav(tmp_path / "a.wav", format, subtype, endian)
+    assert verdict_of(path) == "ok"
+    os.truncate(path, path.stat().st_size // 3)
+    assert verdict_of(path) == "shorter_than_header"
+    decoding = Decoding(str(path))
+    assert sum(block.shape[1] for block in decoding) / SECOND == pytest.approx(20 / 3, abs=0.1)
+    assert decoding.header.claimed_s == pytest.approx(20.0, abs=0.1)
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFF_F000, 0x8000_0000, 0xFFFF_FFFF - 36, 0xFFFF_FFFF])
+def test_a_wav_out_of_a_pipe_claims_no_length(tmp_path: Path, length: int) -> None:
+    path = write_wav(tmp_path / "a.wav")
+    claim(path, length)
+    assert verdict_of(path) == "ok"
+    assert Decoding(str(path)).header.claimed_s == pytest.approx(20.0, abs=0.1)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT", "IMA_ADPCM"])
+def test_samples_behind_the_end_of_a_wav_are_told(tmp_path: Path, subtype: str) -> None:
+    """As beyond 4 GiB, where a size wraps, or where a recorder lost its power."""
+    path = write_wav(tmp_path / "a.wav", subtype=subtype)
+    claim(path, claim(path, 0) // 4)
+    assert verdict_of(path) == "longer_than_header"
+    decoding = Decoding(str(path))
+    assert sum(block.shape[1] for block in decoding) / SECOND == pytest.approx(5.0, abs=0.1)
+    assert decoding.outcome.beyond_s == pytest.approx(15.0, abs=0.1)
+
+
+def test_a_wav_behind_a_wav_is_told(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav")
+    path.write_bytes(2 * path.read_bytes())
+    assert verdict_of(path) == "longer_than_header"
+
+
+@pytest.mark.parametrize(
+    "trailer", [2 * (b"LIST" + struct.pack("<I", 200_001) + bytes(200_002)), b"TAG" + bytes(20_000)]
+)
+def test_what_may_follow_samples_is_not_taken_for_some(tmp_path: Path, trailer: bytes) -> None:
+    path = write_wav(tmp_path / "a.wav")
+    path.write_bytes(path.read_bytes() + trailer)
+    assert verdict_of(path) == "ok"
+    assert sum(block.shape[1] for block in Decoding(str(path))) == 20 * SECOND
