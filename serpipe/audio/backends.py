@@ -132,7 +132,7 @@ def _compare_with_wav(track: Track, backend: str) -> None:
     if stated is None or data is None:
         return
     if backend == "sndfile":
-        track.header = replace(track.header, claimed_s=stated * data.claimed / data.present)
+        track.header = replace(track.header, claimed_s=stated * (data.claimed / data.present))
     track.beyond_s = stated * data.behind / data.present
 
 

@@ -119,7 +119,7 @@ def finetune(
     if not (Path(directory) / "config.json").exists():
         raise UsageError("FINETUNE_NO_MODEL", f"{directory} holds no Transformers model; fetch it with `hf download`")
     record = generation.load(opened.storage, number) if number else {}
-    audio = sources.audio_of(opened, record.get("audio", audio))
+    audio = sources.audio_to_train_on(opened, record, audio)
     read = golden.read(gold)
     matched = golden.match(opened, read, audio)
     mine = matched.filter(pc.equal(matched["split"], "train"))

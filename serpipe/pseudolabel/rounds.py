@@ -129,7 +129,7 @@ def _trained(
     record = generation.load(storage, number) if number else {}
     heard = resolve(backbone or only_backbone(opened))
     read = read_gold(gold)
-    matched = match(opened, read, sources.audio_of(opened, record.get("audio", audio)))
+    matched = match(opened, read, sources.audio_to_train_on(opened, record, audio))
     return bool(
         facts["gold"]["hash"] == read.hash
         and facts["gold"].get("train_hash") == train_hash(matched)

@@ -7,8 +7,9 @@ is not its own, and no row is ever shuffled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -120,6 +121,27 @@ def audio_of(store: Store, wanted: str | None) -> str:
             "AUDIO_UNKNOWN", f"{store.storage.shown} has no audio fingerprint {wanted}; it has {', '.join(there)}"
         )
     return wanted
+
+
+def audio_to_train_on(store: Store, record: Mapping[str, Any], wanted: str | None) -> str:
+    """The audio fingerprint of what a student learns: its generation's, and of gold alone as `audio_of`.
+
+    Args:
+        store: the store.
+        record: of the generation; empty for gold alone.
+        wanted: the one that was asked for.
+
+    Raises:
+        UsageError: `AUDIO_OF_GENERATION`, the generation has another; as `audio_of`.
+    """
+    made_of = record.get("audio")
+    if None not in (made_of, wanted) and made_of != wanted:
+        raise UsageError(
+            "AUDIO_OF_GENERATION",
+            f"generation {record['number']} of {store.storage.shown} is made of audio {made_of}, not of {wanted}; "
+            "leave --audio-fp out, or make a generation of that audio",
+        )
+    return audio_of(store, made_of or wanted)
 
 
 def deal(store: Store, audio: str, models: Sequence[Stored], only: pa.Array | None = None) -> list[Bucket]:

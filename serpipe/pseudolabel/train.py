@@ -68,17 +68,17 @@ def train(
         backbone: the model whose stored embeddings are heard, `NAME` or `NAME=LOCATION`; by default the only one that
             has any and is no student.
         settings: how the head is fitted.
-        audio: audio fingerprint of the segments that are heard, where recordings were cut in several ways; a
-            generation has its own.
+        audio: audio fingerprint of the segments that are heard, where recordings were cut in several ways; of
+            a generation no other than its own.
 
     Raises:
         UsageError: `GENERATION_UNKNOWN`, `TRAIN_NO_GOLD`, `TRAIN_NO_BACKBONE`, `TRAIN_NO_EMBEDDINGS`,
-            `AUDIO_AMBIGUOUS`, or what is wrong with gold.
+            `AUDIO_AMBIGUOUS`, `AUDIO_OF_GENERATION`, or what is wrong with gold.
     """
     settings = settings or Settings()
     opened = open_store(store)
     record = generation.load(opened.storage, number) if number else {}
-    audio = sources.audio_of(opened, record.get("audio", audio))
+    audio = sources.audio_to_train_on(opened, record, audio)
     model = resolve(backbone or only_backbone(opened))
     read = golden.read(gold)
     matched = golden.match(opened, read, audio)

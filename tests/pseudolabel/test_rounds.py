@@ -485,6 +485,9 @@ def test_of_recordings_cut_two_ways_one_is_named(
     recipe = TAUGHT.model_copy(update={"audio": audio})
     again = [rounds.run(store, gold, recipe=recipe, settings=QUICK, limits=EASY, most=1) for _ in range(2)]
     assert [ended.rounds for ended in again] == [(1,), (1,)]
+    (other,) = {*serpipe.open(store).entries["audio"].to_pylist()} - {audio}
+    refused = run("train", store, "--generation", "1", "--gold", gold, "--audio-fp", other)
+    assert refused.stderr.startswith("serpipe: AUDIO_OF_GENERATION: generation 1 of ")
 
 
 def test_a_student_that_labelled_nothing_is_not_judged(corpus: Path, store: str) -> None:
