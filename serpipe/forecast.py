@@ -28,11 +28,11 @@ MOVE_CPU_S = 0.0002
 hours of utterances and eight of podcasts took on two cores beyond what their stages did (`jobs/benchmark_plan.py`)."""
 
 DRIVER_PACK_S = 0.02
-"""Seconds that the driver is busy with a pack: a pipeline that did nothing moved 47 to 49 a second with 20,000 read
-tasks, 45 with 600 (`jobs/benchmark_scale.py --tasks`)."""
+"""Seconds that the driver is busy with a pack: a pipeline that did nothing moved 45 to 49 a second, with 20,000 read
+tasks or 600 (`jobs/benchmark_scale.py --tasks`)."""
 
 TASK_START_S = 0.00055
-"""Seconds that a run starts later for each read task: 10.7 to 11 more with 20,000 than with 600, in the same runs."""
+"""Seconds that a run starts later for each read task: 9.7 to 11 more with 20,000 than with 600, in the same runs."""
 
 FRAMES_FLOP, STEM_FLOP = 100.0, 4.7e9
 """Operations for a second of audio: of each weight at 50 frames a second, and of the convolutions before them."""
@@ -133,7 +133,7 @@ class Rehearsal:
     Attributes:
         took_s: seconds it took.
         recordings: that were brought to an end in it.
-        failed: of these, those that gave an error.
+        failed: of these, those that a run puts in quarantine, whole or in part.
         audio_s: seconds of audio that were decoded.
         pack_s: seconds of recordings behind a pack.
         decode: the decode stage.
@@ -404,7 +404,7 @@ def refuse_another(path: str, told: Mapping[str, Any], *, manifest: str, store: 
         >>> refuse_another("f.json", told, manifest="b.csv", store="s", models=["embedded"])
         Traceback (most recent call last):
         ...
-        serpipe.errors.UsageError: [FORECAST_OF_ANOTHER] f.json forecasts the manifest a.csv, and this run has ...
+        serpipe.errors.UsageError: FORECAST_OF_ANOTHER: f.json forecasts the manifest a.csv, and this run has ...
     """
     pairs = {
         "the manifest": (told["manifest"], manifest),

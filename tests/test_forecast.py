@@ -181,6 +181,7 @@ def test_a_forecast_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert list(lines(one)) == ["nothing new: 0 recordings are labelled already in s"]
 
 
+WHOSE = ', "manifest": "m", "store": "s", "models": {}'
 FIGURES = '"segments": {"value": 1}, "quarantined": {"value": 0}'
 """Of a forecast, as JSON."""
 
@@ -193,7 +194,7 @@ FIGURES = '"segments": {"value": 1}, "quarantined": {"value": 0}'
         "[1]",
         '{"wall_s": 1}',
         '{"wall_s": 1, "work": 1, "bytes": {}, ' + FIGURES + "}",
-        '{"wall_s": "1", "work": {"audio_s": {"value": 1}}, "bytes": {}, ' + FIGURES + "}",
+        '{"wall_s": "1", "work": {"recordings": 1, "audio_s": {"value": 1}}, "bytes": {}, ' + FIGURES + WHOSE + "}",
         '{"wall_s": 1, "work": {"audio_s": {"value": 1}}, "bytes": [], ' + FIGURES + "}",
         '{"wall_s": 1, "work": {"recordings": 1, "audio_s": {"value": 1}}, "bytes": {}, ' + FIGURES + "}",
     ],

@@ -66,8 +66,9 @@ def certify(model: str, audio: str, device: str, drift: float) -> None:
 
     made = measure(resolve(model), audio, device=device, drift=drift)
     for row in made.measures:
+        speed = f"{row.speed:.0f}" if row.speed >= 100 else f"{row.speed:.3g}"
         click.echo(
             f"{row.dtype} {row.bucket_s[0]:g}-{row.bucket_s[1]:g} s: scores move {row.scores:.2g}, "
-            f"batched against alone {row.batched:.2g}, {row.flips} labels flip, {row.speed:.3g} x real time"
+            f"batched against alone {row.batched:.2g}, {row.flips} labels flip, {speed} x real time"
         )
     click.echo(f"--dtype auto takes {made.chosen} for {made.model} on {made.device}")

@@ -177,7 +177,8 @@ class _Careful:
                     self.why[recording] = end.how
                     if isinstance(end, Unusable) or deadly == MOST_DEADLY:
                         # No other would fare better.
-                        self.why |= dict.fromkeys(rows["recording_id"].to_pylist()[row:], end.how)
+                        how = f"not tried, for of the {deadly} before it {end.how}" if deadly else end.how
+                        self.why |= dict.fromkeys(rows["recording_id"].to_pylist()[row + 1 :], how)
                         return
         finally:
             lane.close()

@@ -75,8 +75,8 @@ def _labelled(stage: str) -> list[dict[str, Any]]:
 
 
 def _of(resource: str, nodes: Sequence[dict[str, Any]], every: Mapping[str, float]) -> float:
-    """What some nodes have of a resource, or where they are none, or have none, the whole cluster."""
-    return float(sum(node["Resources"].get(resource, 0.0) for node in nodes) or every.get(resource, 0.0))
+    """What some nodes have of a resource; the whole cluster where they are none."""
+    return float(sum(node["Resources"].get(resource, 0.0) for node in nodes) if nodes else every.get(resource, 0.0))
 
 
 @contextmanager

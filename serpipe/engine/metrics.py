@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.util.metrics import Counter, Gauge
 
-from serpipe.models.contract import Adapter, ModelSpec, Outputs
+from serpipe.models.contract import Adapter, ModelSpec, OnEmbeddings, Outputs
 
 COUNTERS = {
     "audio_s": ("serpipe_audio_seconds", "Seconds of audio that every model of the run has seen."),
@@ -74,6 +74,9 @@ class Weighed:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
+        if isinstance(adapter, OnEmbeddings):
+            # What answers from embeddings must be known for it here too.
+            self.answer = adapter.answer
         self._lock = Lock()
         self._given = self._padded = 0
 

@@ -55,7 +55,8 @@ def run(
     Args:
         adapter: a loaded model.
         waveforms: float32 mono at 16 kHz; a segment longer than the spec's `max_seconds` is windowed, and its
-            windows' logits, embeddings and frames pooled by their length.
+            windows' logits, scores, embeddings and frames pooled by their length; an adapter `OnEmbeddings` answers the
+            pooled embeddings.
         budget_s: most seconds of one micro-batch after padding.
         frames: whether frame embeddings are wanted.
         lanes: what works on micro-batches; the caller alone by default.

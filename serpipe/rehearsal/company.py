@@ -76,7 +76,7 @@ class Decoded:
         segments: number of them.
         packs: that it came in.
         ended: recordings brought to an end.
-        failed: recordings that a run puts in quarantine, whole or in part, unless a network fails on them.
+        failed: of these, those that a run puts in quarantine, whole or in part, unless a network fails on them.
     """
 
     kind: str

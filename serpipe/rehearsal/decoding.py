@@ -164,6 +164,7 @@ def _decoded(decode: Decode, ahead: _Ahead, batch: Decoded, shortest: int) -> It
     part = _in_part(ahead.rows)
     reached_s = 0.0
     in_quarantine: set[bytes] = set()
+    over: set[bytes] = set()
     began = time.perf_counter()
     packs = decode(ahead.at_hand())
     batch.busy_s += time.perf_counter() - began
@@ -181,11 +182,13 @@ def _decoded(decode: Decode, ahead: _Ahead, batch: Decoded, shortest: int) -> It
         short = segments.filter(pc.less(segments["length"], shortest))["recording_id"]
         for those in (wrong, rows_of(pack, "failures")["recording_id"], short):
             in_quarantine.update(those.to_pylist())
+        # Of a long one that is left before its end nothing more than its audio counts.
+        over.update(wrong.to_pylist(), rows_of(pack, "recordings")["recording_id"].to_pylist())
         batch.packs += 1
         batch.segments += segments.num_rows
         batch.labelled_s += heard_s(pack)
         batch.ended += len(ended) + failed
-        batch.failed = len(in_quarantine)
+        batch.failed = len(in_quarantine & over)
         if ended or failed:
             batch.audio_s += sum(ended)
             reached_s = 0.0

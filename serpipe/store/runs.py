@@ -169,7 +169,7 @@ class Compared:
     """One figure of a run beside its forecast.
 
     Attributes:
-        what: `wall`, `audio`, `segments`, `quarantine`, `bytes`, or `cost` where a price was given.
+        what: `wall`, `recordings`, `audio`, `segments`, `quarantine`, `bytes`, or `cost` where a price was given.
         unit: `s`, `h`, `price` in whatever currency, or empty for a count.
         forecast: what was said.
         actual: what it was.

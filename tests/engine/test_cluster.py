@@ -113,4 +113,4 @@ def test_what_labelled_nodes_have_counts_for_their_stage() -> None:
     nodes = [{"Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Resources": {"CPU": 8.0}}]
     assert cluster._of("GPU", nodes, {"GPU": 3.0}) == 1.0
     assert cluster._of("CPU", [], {"CPU": 24.0}) == 24.0
-    assert cluster._of("GPU", nodes[1:], {"GPU": 3.0}) == 3.0
+    assert cluster._of("GPU", nodes[1:], {"GPU": 3.0}) == 0.0, "the GPUs of other nodes are none of theirs"

@@ -231,6 +231,27 @@ def test_a_decoder_whose_time_is_over_before_it_begins_decodes_one_batch(tmp_pat
     assert packs.get().num_rows == 1
 
 
+def test_a_long_recording_that_is_left_early_is_not_in_quarantine_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its silent segment was met, its end was not: of the recordings that ended, more would fail than there are."""
+    monkeypatch.setattr(decoding, "ENOUGH_S", 100.0)
+    voice = np.tile(speech_like(10.0), 65)
+    voice[:32_000] = 0.0
+    soundfile.write(tmp_path / "long.wav", voice, 16_000)
+    decode = {"segmentation": SEGMENTATION, "speech": False, "pack_seconds": 60.0, "models": {"embedded": "f"}}
+    company = Company(
+        decoders=1, decode=decode, crews=(), gpu=False, embeddings="none", audio="0" * 16, bundle_bytes=1 << 20
+    )
+    clock, packs, told = Clock(Event(), Value("d", 0.0), Value("d", 0.0)), Queue(), Queue()
+    clock.go.set()
+    rows = serpipe.read_manifest(str(tmp_path)).append_column("work_s", pa.array([650.0]))
+    decoding.work([("wav", rows)], company, clock, [packs], told)
+    told.get()
+    _, (batch,), *_ = told.get()
+    assert (batch.packs, batch.ended, batch.failed) == (1, 0, 0)
+
+
 def test_a_machine_on_which_ray_cannot_be_imported_ends_the_rehearsal_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from serpipe.engine import request
+from serpipe.engine.metrics import Weighed
 from serpipe.errors import ModelError, UsageError
 from serpipe.models import batching, certificate, probe
 from serpipe.models.probe_head import Head, answer, read_head
@@ -77,7 +78,8 @@ def test_a_segment_longer_than_the_backbone_takes_is_answered_from_its_stored_em
     adapter = resolve(f"probe-1={directory}").load("cpu")
     longest = round(adapter.spec.max_seconds * 16_000)
     waveform = np.concatenate([speech_like(adapter.spec.max_seconds, seed=1), 0.01 * speech_like(20.0, seed=2)])
-    heard = batching.run(adapter, [waveform], budget_s=60)
+    # A run has every adapter wrapped.
+    heard = batching.run(Weighed(adapter), [waveform], budget_s=60)
     logits, scores = answer(read_head(directory, model="probe-1"), heard.embeddings)
     assert np.array_equal(logits, heard.logits)
     assert np.array_equal(scores, heard.scores)
