@@ -248,6 +248,7 @@ def _store_status(error: BaseException) -> int | None:
 
 
 def _refused_by_google(error: Exception) -> bool:
-    """Whether an error is a 403 of gcsfs, known by its text alone; a limit on requests is one too, and passes."""
+    """Whether an error is a 403 of gcsfs, known by its text alone; a limit or quota is one too, and passes."""
     head, _, why = str(error).partition("\n")
-    return isinstance(error, OSError) and head.startswith("Forbidden") and "limit" not in why.lower()
+    passes = any(word in why.lower() for word in ("limit", "quota"))
+    return isinstance(error, OSError) and head.startswith("Forbidden") and not passes

@@ -263,6 +263,8 @@ def roots(tmp_path: Path) -> Path:
         ("simplecache::s3://calls/may/a.wav", False),
         ("memory://calls/may/a.wav", False),
         ("gs://calls/may/x/../a.wav", True),
+        ("abfs://calls/may/a.wav", True),
+        ("abfs://calls/may/../../pay/a.wav", False),
         ("sftp://host/calls/a.wav", True),
         ("sftp://host/calls/../secret.wav", False),
         ("smb://host/calls/may/..\\..\\secret.wav", False),
@@ -272,7 +274,7 @@ def roots(tmp_path: Path) -> Path:
 )
 def test_what_lies_in_the_roots(roots: Path, uri: str, inside: bool) -> None:
     (roots / "m.csv").write_text(f"uri\n{uri.format(roots)}\n")
-    allowed = [f"{roots}/in", "s3://calls/may/", "gs://calls/may", "https://host/calls"]
+    allowed = [f"{roots}/in", "s3://calls/may/", "gs://calls/may", "abfs://calls/may", "https://host/calls"]
     allowed += [f"{scheme}://host/calls" for scheme in ("sftp", "smb", "ftp", "hdfs")]
     manifest = open_manifest(str(roots / "m.csv"), roots=allowed)
     (row,) = next(manifest.read(manifest.parts[0])).to_pylist()

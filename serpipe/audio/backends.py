@@ -87,6 +87,7 @@ class Track:
             `ReadingFailed` where the file's bytes cannot be had.
         undecoded_s: seconds inside the track that the codec refused; silence keeps their place.
         beyond_s: seconds that lie behind the track's end as the header claims it, and that no codec reads.
+        cut_s: seconds that a file which was cut off holds of what its header claims; None of any other.
         error: why decoding ended early; None while it has not.
     """
 
@@ -95,7 +96,13 @@ class Track:
     frames: Iterator[tuple[int, Frames]]
     undecoded_s: float = 0.0
     beyond_s: float = 0.0
+    cut_s: float | None = None
     error: str | None = None
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds that can come of the file, as far as it says: what its header claims, or what was left of that."""
+        return self.header.claimed_s if self.cut_s is None else self.cut_s
 
 
 def backends_for(magic: bytes) -> tuple[str, str]:
@@ -131,7 +138,8 @@ def _compare_with_wav(track: Track, backend: str) -> None:
         raise ReadingFailed(error.errno or errno.EIO, error.strerror or os.strerror(errno.EIO)) from error
     if stated is None or data is None:
         return
-    if backend == "sndfile":
+    if backend == "sndfile" and data.present < data.claimed:
+        track.cut_s = stated
         track.header = replace(track.header, claimed_s=stated * (data.claimed / data.present))
     track.beyond_s = stated * data.behind / data.present
 

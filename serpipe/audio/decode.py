@@ -153,13 +153,13 @@ class Decoding:
 
     def _look(self) -> None:
         """Make sure that the file itself ended where its track did, wherever that is earlier than it should."""
-        claimed = self.header.claimed_s
-        missing = not self._track.file.at_end if claimed is None else self._lacks(claimed)
+        expected = self._track.expected_s
+        missing = not self._track.file.at_end if expected is None else self._lacks(expected)
         if missing or self.outcome.error or self.outcome.undecoded_s:
             self._track.file.look_through()
 
-    def _lacks(self, claimed_s: float) -> bool:
-        return self.outcome.duration_s < claimed_s - WORTH_A_LOOK_S
+    def _lacks(self, expected_s: float) -> bool:
+        return self.outcome.duration_s < expected_s - WORTH_A_LOOK_S
 
     def _frames(self) -> Iterator[tuple[int, Frames]]:
         yield self._first

@@ -158,7 +158,7 @@ def _stated(path: str) -> float | None:
         return None
     for backend in backends_for(magic):
         try:
-            return open_track(path, backend).header.claimed_s
+            return open_track(path, backend).expected_s
         except (Undecodable, OSError):
             continue
     return None

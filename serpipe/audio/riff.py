@@ -33,6 +33,10 @@ _NO_TRAILER = {b"data", *_ORDERS}
 """Chunks that hold samples again, as where one WAV was put behind another."""
 
 
+_TAGS = {b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"LGWV", b"_PMX"}
+"""Chunks that are known to hold none; one that was cut off holds none either."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampleData:
     """The bytes of a WAV's samples.
@@ -109,7 +113,9 @@ def sample_data(descriptor: int, size: int) -> SampleData | None:
             if -claimed % (1 << 31) <= _OPEN or start >= size:
                 return None
             end = start + claimed
-            return SampleData(claimed, min(end, size) - start, _behind(read, end + end % 2, size, order))
+            # Some writers leave out the byte that makes a chunk even.
+            behind = min(_behind(read, at, size, order) for at in {end, end + claimed % 2})
+            return SampleData(claimed, min(end, size) - start, behind)
     return None
 
 
@@ -119,7 +125,7 @@ def _behind(read: Callable[[int, int], bytes], at: int, size: int, order: Litera
         return 0
     for kind, start, length in chunks(read, at, order):
         named = kind.isascii() and kind.decode().isprintable()
-        if not named or kind in _NO_TRAILER or start + length > size:
+        if not named or kind in _NO_TRAILER or (start + length > size and kind not in _TAGS):
             break
         at = start + length + length % 2
-    return size - at if size - at > _TRAILER else 0
+    return max(size - at, 0) if size - at > _TRAILER else 0

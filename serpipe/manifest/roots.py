@@ -13,10 +13,9 @@ from serpipe.manifest import storage
 
 _LINKED = re.compile(r"::")
 
-_OBJECT_STORES = tuple(
-    f"{scheme}://" for scheme in ("s3", "gs", "abfs", "abfss", "az", "wasb", "wasbs", "oss", "oci", "tos", "obs", "r2")
-)
-"""In their keys `..` is a name like any other; elsewhere it may be the folder above."""
+_OBJECT_STORES = ("s3://", "gs://")
+"""In their keys `..` is a name like any other. Elsewhere it may be the folder above, with Azure too, whose client has
+its urls made plain on the way."""
 
 
 class Roots:

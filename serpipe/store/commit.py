@@ -104,7 +104,7 @@ def write(storage: Storage, commit: Commit, *, guard: Callable[[], object] = lam
     if adopted and open_parts:
         changed = _changed(storage, commit, adopted)
         open_parts = [_without(part, changed) for part in open_parts]
-        only_settled(storage, name, audio, [*(part.settled for part in open_parts), *adopted.values()])
+        only_settled(storage, name, audio, [*(part.settled for part in open_parts), *adopted.values()], guard=guard)
     for part in open_parts:
         facts = common | _facts(part)
         for file, table, schema in (
@@ -178,7 +178,9 @@ def _describe(storage: Storage, file: str, table: pa.Table | None, schema: pa.Sc
         storage.delete(file)
 
 
-def only_settled(storage: Storage, name: str, audio: str, settled: Sequence[pa.Table]) -> None:
+def only_settled(
+    storage: Storage, name: str, audio: str, settled: Sequence[pa.Table], *, guard: Callable[[], object] = lambda: None
+) -> None:
     """Take out of what describes a commit the rows of units that no model settles there; who settles them writes them.
 
     Safe to repeat and to interrupt, before the ledger knows the commit.
@@ -188,6 +190,7 @@ def only_settled(storage: Storage, name: str, audio: str, settled: Sequence[pa.T
         name: of the commit.
         audio: audio fingerprint.
         settled: what each of its models settles, rows of `schemas.LEDGER`.
+        guard: called before a file is written; raises where none must be.
     """
     held = pa.concat_tables([schemas.LEDGER.empty_table(), *settled])
     held = held.filter(pc.not_equal(held["status"], "failed"))
@@ -202,6 +205,7 @@ def only_settled(storage: Storage, name: str, audio: str, settled: Sequence[pa.T
             continue
         if lacking(seen.content, units, units.column_names).num_rows:
             rows = having(parquet.read(storage, [file], schema), units, units.column_names)
+            guard()
             _describe(storage, file, rows, schema, {"audio": audio, "commit": name})
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from serpipe.errors import StoreError
 from serpipe.store import layout, ledger, parquet, schemas, seal
+from serpipe.store.coverage import Ids, pairs_of
 from serpipe.store.current import among
 from serpipe.store.rowsets import having, lacking, tuples
 from serpipe.store.storage import Storage
@@ -58,7 +59,8 @@ def forget(storage: Storage, units: pa.Table, *, files: Sequence[str] = ()) -> F
         files: damaged files to delete with them, unread.
 
     Raises:
-        StoreError: `STORE_DAMAGED`, a file that must be rewritten is not whole; nothing was changed.
+        StoreError: `STORE_DAMAGED`, a file that must be rewritten is not whole; nothing was changed. `STORE_LOST`,
+            another process has taken the store meanwhile.
     """
     going = _going(storage, units)
     starts = range(0, going.num_rows, AT_ONCE)
@@ -71,6 +73,9 @@ def forget(storage: Storage, units: pa.Table, *, files: Sequence[str] = ()) -> F
         part = going.slice(start, AT_ONCE).combine_chunks()
         storage.put(name, json.dumps({"entries": parquet.pack_table(part)}).encode())
     # Not by the intents, which may be carried out twice: rows that others need may move to a place that was freed here.
+    if not all(storage.exists(name) for name in names):
+        # This process was stopped so long that another took the store and finished what it had begun.
+        raise StoreError("STORE_LOST", f"another run has {storage.shown} by now, and has done what was begun here")
     for file in files:
         storage.delete(file)
     for name in names:
@@ -139,6 +144,7 @@ def _look_first(storage: Storage, going: pa.Table, gone: pa.Table, files: Sequen
     names: list[str] = []
     for model, fp, commit, _ in _by_model_commit(going):
         names += [kind(model, fp, commit) for kind in (layout.predictions, layout.embeddings, layout.frames)]
+    gone = gone.filter(pa.array(Ids(pairs_of(going["recording_id"])).holds(gone["recording_id"])))
     staying = lacking(ledger.of(storage, going["recording_id"]), gone, KEYS)
     for table in _describing(storage, going, staying):
         names += table.sources + list(table.homes_of_all())

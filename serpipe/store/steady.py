@@ -17,7 +17,7 @@ from serpipe.store.storage import Storage
 MOVING = ("segments", "recordings")
 """Tables whose rows a rewrite may put into other files."""
 
-SIGNS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+SIGNS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "modify")
 """What tells, by any path, that a file is another one under its old name; each kind of store knows some."""
 
 _T = TypeVar("_T")

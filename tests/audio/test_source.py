@@ -309,6 +309,7 @@ GOOGLE = "Forbidden: https://storage.googleapis.com/b/o/limits.wav\n"
     [
         (OSError(GOOGLE + "m@x does not have storage.objects.get access"), Trouble.FORBIDDEN, None),
         (OSError(GOOGLE + "User Rate Limit Exceeded"), Trouble.PASSING, None),
+        (OSError(GOOGLE + "The project has exceeded its bandwidth quota"), Trouble.PASSING, None),
         (HttpError(401), Trouble.FORBIDDEN, "401"),
         (HttpError(404), Trouble.ABSENT, None),
         (HttpError(503), Trouble.PASSING, None),

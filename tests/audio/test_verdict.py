@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serpipe.audio.decode import Decoding, Outcome
+from serpipe.audio.localfile import LocalFile
 from serpipe.audio.verdict import VERDICTS, agree, verdict
 from serpipe.testing import write_speech
 
@@ -172,10 +173,34 @@ def test_a_wav_behind_a_wav_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "trailer", [2 * (b"LIST" + struct.pack("<I", 200_001) + bytes(200_002)), b"TAG" + bytes(20_000)]
+    "trailer",
+    [
+        2 * (b"LIST" + struct.pack("<I", 200_001) + bytes(200_002)),
+        b"id3 " + struct.pack("<I", 400_000) + bytes(200_000),
+        b"TAG" + bytes(20_000),
+    ],
 )
 def test_what_may_follow_samples_is_not_taken_for_some(tmp_path: Path, trailer: bytes) -> None:
     path = write_wav(tmp_path / "a.wav")
     path.write_bytes(path.read_bytes() + trailer)
     assert verdict_of(path) == "ok"
     assert sum(block.shape[1] for block in Decoding(str(path))) == 20 * SECOND
+
+
+def test_a_chunk_behind_an_odd_number_of_bytes_may_follow_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.1 * np.sin(np.arange(20 * SECOND + 1) / 9), SECOND, subtype="PCM_U8")
+    content = path.read_bytes()
+    end = 44 + 20 * SECOND + 1
+    path.write_bytes(content[:end] + b"id3 " + struct.pack("<I", 100_000) + bytes(100_000))
+    assert verdict_of(path) == "ok"
+
+
+def test_a_wav_that_was_cut_off_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its header claims beyond its end is no reason to look whether all of it could be read."""
+    path = write_wav(tmp_path / "a.wav")
+    os.truncate(path, 400_000)
+    looked: list[object] = []
+    monkeypatch.setattr(LocalFile, "look_through", lambda *_: looked.append(_))
+    assert verdict_of(path) == "shorter_than_header"
+    assert not looked

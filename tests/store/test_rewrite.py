@@ -62,6 +62,25 @@ def test_a_unit_in_the_middle_leaves_with_its_segments() -> None:
     assert contents(storage) == calm
 
 
+def test_who_wakes_behind_another_that_finished_it_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped between what it intended and the first deletion; the freed name is used again."""
+    _, storage = two_runs()
+    (file, *_) = storage.list("segments/")
+    there, put = storage.get(file), storage.put
+
+    def stopped(name: str, content: bytes) -> None:
+        put(name, content)
+        if name.startswith(rewrite.FOLDER):
+            monkeypatch.setattr(storage, "put", put)
+            assert rewrite.finish_interrupted(storage)
+            put(file, there)
+
+    monkeypatch.setattr(storage, "put", stopped)
+    with pytest.raises(StoreError, match="STORE_LOST"):
+        rewrite.forget(storage, entries_of(storage, model="m1"), files=[file])
+    assert storage.get(file) == there
+
+
 def test_a_recordings_row_leaves_with_its_last_unit() -> None:
     world, storage = two_runs()
     calm = contents(storage)
