@@ -393,3 +393,11 @@ def test_a_run_has_a_bounded_number_of_tasks(tmp_path: Path, monkeypatch: pytest
     assert sum(todo.groups) == todo.left == 1000
     assert 25 < len(todo.groups) <= 60
     assert max(todo.groups) <= 20
+
+
+def test_why_a_recording_is_left_holds_no_credential() -> None:
+    """The words are those of whatever raised, a client of a store too."""
+    left = pa.table({"recording_id": [b"a", b"b"], "uri": ["a.wav", "b.wav"], "attempts": pa.array([0, 1], pa.int32())})
+    why = {b"a": "OSError: https://h.org/m.bin?X-Amz-Signature=4711 is gone\nand more"}
+    said, silent = settle._lost(left, why)["message"].to_pylist()
+    assert said == f"{silent} (alone: OSError: https://h.org/m.bin?… is gone)"

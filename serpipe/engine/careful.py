@@ -289,7 +289,7 @@ class _Lane:
             self.close()
             return Unusable(f"the cluster found no room for it in {START_S:.0f} s")
         except ray.exceptions.RayTaskError as error:
-            return Faulty(str(error.cause).partition("\n")[0])
+            return Faulty(str(error.cause))
         return None
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from serpipe import plan
 from serpipe.errors import StoreError
+from serpipe.redact import redact
 from serpipe.store import damage, layout, ledger, parquet, schemas, streaming
 from serpipe.store.coverage import Ids, pairs_of
 from serpipe.store.damage import UNITS
@@ -125,7 +126,8 @@ def _lost(left: pa.Table, why: Mapping[bytes, str]) -> pa.Table:
             "attempt": pc.add(left["attempts"], pa.scalar(1, pa.int32())),
         }
     )
-    more = pa.array([f" (alone: {how})" if how else "" for how in alone], pa.string())
+    # What others raise may hold what opens their stores.
+    more = pa.array([f" (alone: {redact(how.splitlines()[0])})" if how else "" for how in alone], pa.string())
     return told.set_column(4, "message", pc.binary_join_element_wise(told["message"], more, ""))
 
 
