@@ -14,7 +14,6 @@ from serpipe.store.storage import Storage
 _KEYS = ["recording_id", "segment_id", "model", "stage", "start_s", "end_s"]
 """A given segment outside its recording has no id, only times."""
 
-
 _OF_ENTRIES = ["recording_id", "unit", "model", "final", "status", "commit"]
 
 

@@ -72,10 +72,14 @@ def forget(storage: Storage, units: pa.Table, *, files: Sequence[str] = ()) -> F
     for name, start in names.items():
         part = going.slice(start, AT_ONCE).combine_chunks()
         storage.put(name, json.dumps({"entries": parquet.pack_table(part)}).encode())
-    # Not by the intents, which may be carried out twice: rows that others need may move to a place that was freed here.
     if not all(storage.exists(name) for name in names):
         # This process was stopped so long that another took the store and finished what it had begun.
-        raise StoreError("STORE_LOST", f"another run has {storage.shown} by now, and has done what was begun here")
+        raise StoreError(
+            "STORE_LOST",
+            f"another run has {storage.shown} by now, and has done what was begun here; give the same command again "
+            "when it is over",
+        )
+    # Not by the intents, which may be carried out twice: rows that others need may move to a place that was freed here.
     for file in files:
         storage.delete(file)
     for name in names:

@@ -50,6 +50,30 @@ def tries(
         yield ready
 
 
+def carried_out_twice(
+    first: Ends, then: Ends, others: int, models: int, earlier: World | None = None
+) -> Iterator[Storage]:
+    """The store behind the second try, for each operation that may have been the last of the first."""
+    for at in itertools.count():
+        storage = Storage(f"memory://again-{next(_serial)}")
+        one, two = tries(storage, first, then, others, models, earlier=earlier)
+        assert one.name == two.name
+        try:
+            commit.write(Mortal(storage.root, at), one)
+        except Killed:
+            pass
+        else:
+            assert at > 6
+            return
+        commit.write(storage, two)
+        shown(Store(storage))
+        runs.finish(storage, runs.load(storage)[-1])
+        assert verify(storage).findings == ()
+        yield storage
+        assert verify(storage).findings == ()
+        forget(storage.root)
+
+
 @pytest.mark.parametrize(("others", "models"), [(0, 1), (1, 1), (1, 2)])
 @pytest.mark.parametrize(("first", "then"), [("well", "open"), ("open", "well"), ("open", "failed")])
 def test_a_commit_carried_out_again_with_another_outcome(
@@ -59,29 +83,13 @@ def test_a_commit_carried_out_again_with_another_outcome(
     monkeypatch.setattr(worlds, "refuses", lambda model, segment: False)
     calm = Storage(f"memory://calm-{next(_serial)}")
     archive("well", others, models).label(calm)
-    for at in itertools.count():
-        storage = Storage(f"memory://again-{next(_serial)}")
-        one, two = tries(storage, first, then, others, models)
-        assert one.name == two.name
-        try:
-            commit.write(Mortal(storage.root, at), one)
-        except Killed:
-            pass
-        else:
-            break
-        commit.write(storage, two)
-        shown(Store(storage))
-        runs.finish(storage, runs.load(storage)[-1])
-        assert verify(storage).findings == ()
+    for storage in carried_out_twice(first, then, others, models):
         if then == "failed":
             assert {row[6] for row in failing(Store(storage))} == {"READ_FAILED"}
         else:
             archive("well", others, models).label(storage)
             assert on_disk(storage) == on_disk(calm)
             assert failing(Store(storage)) == set()
-        assert verify(storage).findings == ()
-        forget(storage.root)
-    assert at > 6
     forget(calm.root)
 
 
@@ -102,25 +110,10 @@ def test_a_commit_carried_out_again_whose_models_settle_different_units(
     calm = Storage(f"memory://calm-{next(_serial)}")
     EARLIER[earlier].label(calm)
     later.label(calm)
-    for at in itertools.count():
-        storage = Storage(f"memory://again-{next(_serial)}")
-        one, two = tries(storage, first, then, 1, 2, earlier=EARLIER[earlier])
-        try:
-            commit.write(Mortal(storage.root, at), one)
-        except Killed:
-            pass
-        else:
-            break
-        commit.write(storage, two)
-        shown(Store(storage))
-        runs.finish(storage, runs.load(storage)[-1])
-        assert verify(storage).findings == ()
+    for storage in carried_out_twice(first, then, 1, 2, EARLIER[earlier]):
         left = later.label(storage).left
         assert left == 0 or first != then
         assert on_disk(storage) == on_disk(calm)
-        assert verify(storage).findings == ()
-        forget(storage.root)
-    assert at > 6
     forget(calm.root)
 
 
